@@ -1,0 +1,1 @@
+"""The pipeline: raw images in, a proven model version out."""

@@ -1,0 +1,133 @@
+"""Settings from the environment: frozen, complete, built only in entry points and handed down from there.
+
+Every setting is a ``SAFELIGHT_…`` variable; the two credentials can also be given as ``…_FILE``, the path of a file
+that holds the value. Where neither an endpoint nor a store URL is set, the embedded object store is used.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from pipeline.errors import InvalidSettings
+
+PREFIX = "SAFELIGHT_"
+SERVING_PREFIX = "SAFELIGHT_SERVING_"
+
+Zone = Literal["images", "datasets", "checkpoints", "models", "predictions"]
+ZONES: tuple[Zone, ...] = get_args(Zone)
+SECRETS = ("s3_access_key_id", "s3_secret_access_key")
+
+
+class Settings(BaseModel):
+    """Everything that the surroundings decide.
+
+    Attributes:
+        home: folder for all local state: embedded store, Prefect's database, logs.
+        store_url: ``s3://bucket/prefix`` under which all zones live; without it each zone has its own bucket.
+        images_url: where one zone lives, if not under ``store_url``; the same for each zone.
+        s3_endpoint: of an S3 service other than AWS's, as ``http://host:port``.
+        s3_access_key_id: AWS's own variables work too.
+        s3_secret_access_key: AWS's own variables work too.
+        s3_region: of the buckets.
+        store_patience_s: how long a request to the store is retried before the step fails, in seconds.
+        threads: concurrent requests to the store.
+        decode_threads: images decoded at once; by default one per core.
+        training_memory_mb: bound of the pixels that the training loader keeps in memory, in MiB.
+        device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
+        inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine.
+        inference_port: preferred port of an inference server that ``deploy`` starts.
+        prefect_port: preferred port of the demo's Prefect server.
+        store_port: preferred port of the embedded object store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Path(".safelight")
+    store_url: str | None = None
+    images_url: str | None = None
+    datasets_url: str | None = None
+    checkpoints_url: str | None = None
+    models_url: str | None = None
+    predictions_url: str | None = None
+    s3_endpoint: str | None = None
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+    store_patience_s: float = Field(60.0, ge=0, le=600)
+    threads: int = Field(16, ge=1, le=256)
+    decode_threads: int | None = Field(None, ge=1, le=256)
+    training_memory_mb: int = Field(4096, ge=64)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    inference_url: str | None = None
+    inference_port: int = Field(8080, ge=1, le=65535)
+    prefect_port: int = Field(4200, ge=1, le=65535)
+    store_port: int = Field(8333, ge=1, le=65535)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """The settings that ``environ`` holds.
+
+        Raises:
+            InvalidSettings: a variable is unknown, out of range, or names a file that cannot be read.
+        """
+        values = {_field(name): value for name, value in environ.items() if _is_ours(name)}
+        _refuse_unknown(values, cls)
+        values |= _from_files(values)
+        given = {name: value for name, value in values.items() if value != "" and name in cls.model_fields}
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise InvalidSettings(f"{name}: {first['msg']}.") from error
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+    @property
+    def uses_embedded_store(self) -> bool:
+        """True when nothing names another object store."""
+        urls = (self.store_url, *(getattr(self, f"{zone}_url") for zone in ZONES))
+        return self.s3_endpoint is None and not any(urls)
+
+    def zone_url(self, zone: Zone) -> str:
+        """Where a zone lives: its own URL, else under the store's, else a bucket of its own."""
+        own: str | None = getattr(self, f"{zone}_url")
+        if own is not None:
+            return own
+        return f"{self.store_url.rstrip('/')}/{zone}" if self.store_url else f"s3://safelight-{zone}"
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PREFIX) and not name.startswith(SERVING_PREFIX)
+
+
+def _field(name: str) -> str:
+    return name.removeprefix(PREFIX).lower()
+
+
+def _from_files(values: Mapping[str, str]) -> dict[str, str]:
+    """The values of the ``…_FILE`` variables, by the name of the setting that each stands for."""
+    found = {}
+    for secret in SECRETS:
+        path = values.get(f"{secret}_file")
+        if not path:
+            continue
+        if values.get(secret):
+            both = f"{PREFIX}{secret.upper()}"
+            raise InvalidSettings(f"{both} and {both}_FILE are both set; keep one.")
+        try:
+            found[secret] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{PREFIX}{secret.upper()}_FILE: cannot read {path}: {error}.") from error
+    return found
+
+
+def _refuse_unknown(names: Mapping[str, str], settings: type[BaseModel]) -> None:
+    known = [*settings.model_fields, *(f"{secret}_file" for secret in SECRETS)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else "."
+            raise InvalidSettings(f"{PREFIX}{name.upper()} is not a setting{hint}")

@@ -1,0 +1,309 @@
+"""The object store: get, put, list, read many, write once, compare and swap. It knows no ML word.
+
+- Transport is obstore's. Its own retries are off, because they are silent: every request here is retried by one rule,
+  with a line in the log, for as long as ``store_patience_s`` says.
+- **Write once** and **compare and swap** are the only ways to write what others rely on. A refused or unanswered
+  conditional write is settled by reading back: our bytes there mean that we won. This is sound because callers make
+  every state's bytes unique (a digest in the key, or a nonce in the value).
+- Bytes that must be right are read with the SHA-256 that their manifest names (``get_verified``).
+"""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import obstore
+from obstore import exceptions as refusal
+from obstore.store import ObjectStore, from_url
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from pipeline.errors import (
+    AccessDenied,
+    Conflict,
+    Corrupted,
+    InvalidSettings,
+    ObjectMissing,
+    StoreError,
+    StoreUnavailable,
+)
+from pipeline.settings import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = timedelta(seconds=30)
+BYTES_IN_FLIGHT = 256 << 20
+"""How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
+CONFLICT_RETRIES = 8
+"""S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One line of a listing: ``size`` in bytes, ``modified`` in UTC."""
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+class Store:
+    """One zone of the object store; keys are relative to its URL. Safe to share between threads."""
+
+    def __init__(self, backend: ObjectStore, url: str, *, threads: int = 16, patience_s: float = 60.0) -> None:
+        self.url = url
+        self._backend = backend
+        self._threads = threads
+        self._patience_s = patience_s
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def get(self, key: str) -> bytes:
+        """The bytes under ``key``.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        return self.get_with_etag(key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """The bytes under ``key``, and the etag that ``compare_and_swap`` expects.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+
+        def request() -> tuple[bytes, str]:
+            result = obstore.get(self._backend, key)
+            return result.bytes().to_bytes(), result.meta["e_tag"] or ""
+
+        return self._attempt(request, "GET", key)
+
+    def get_verified(self, key: str, sha256: str) -> bytes:
+        """The bytes under ``key``, whose SHA-256 must be ``sha256`` (hexadecimal).
+
+        Raises:
+            ObjectMissing: there is no such object.
+            Corrupted: its bytes are others.
+        """
+        data = self.get(key)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise Corrupted(f"{self.url}/{key} does not hold the bytes that its manifest names: it was altered.")
+        return data
+
+    def get_if_present(self, key: str) -> bytes | None:
+        """The bytes under ``key``, or None."""
+        try:
+            return self.get(key)
+        except ObjectMissing:
+            return None
+
+    def head(self, key: str) -> StoredObject | None:
+        """What a listing says of ``key``, or None."""
+        try:
+            return _stored(self._attempt(lambda: obstore.head(self._backend, key), "HEAD", key))
+        except ObjectMissing:
+            return None
+
+    def listing(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects below the folder ``prefix``, in the store's own order, one page in memory at a time."""
+        last: str | None = None
+        while page := self._attempt(lambda: self._page(prefix, last), "LIST", prefix):  # noqa: B023 - called at once
+            yield from page
+            last = page[-1].key
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders directly below the folder ``prefix``, sorted."""
+        found = self._attempt(lambda: obstore.list_with_delimiter(self._backend, prefix or None), "LIST", prefix)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write ``data``, whatever was there. For objects on which no other writer's decision rests."""
+        self._attempt(lambda: obstore.put(self._backend, key, data, use_multipart=False), "PUT", key)
+
+    def write_once(self, key: str, data: bytes) -> bytes:
+        """Write ``data`` unless the key exists already; return the bytes that the store holds from now on.
+
+        Of several writers the first one wins, and all get its bytes.
+        """
+        return data if self._written(key, data, "create") else self.get(key)
+
+    def compare_and_swap(self, key: str, data: bytes, *, etag: str | None) -> None:
+        """Replace the object whose etag is ``etag`` (None: there must be no object) by ``data``.
+
+        ``data`` must be unlike every other state of the object (carry a nonce): a stale etag, which is only a hash of
+        the bytes, could match again otherwise, and an unanswered write could not be settled.
+
+        Raises:
+            Conflict: another writer was there first; nothing was written.
+        """
+        if not self._written(key, data, "create" if etag is None else {"e_tag": etag}):
+            raise Conflict(f"{self.url}/{key} was changed by another writer.")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are gone already are fine."""
+        for _ in self._ahead(keys, self._delete, lambda _: 0):
+            pass
+
+    def read_many(self, objects: Iterable[StoredObject]) -> Iterator[tuple[StoredObject, bytes | None]]:
+        """Each object with its bytes, in order; None where it is gone by now.
+
+        Reads ``threads`` objects at a time and holds at most ``BYTES_IN_FLIGHT`` bytes.
+        """
+        yield from self._ahead(objects, lambda item: self.get_if_present(item.key), lambda item: item.size)
+
+    def write_many(self, items: Iterable[tuple[str, bytes]]) -> Iterator[str]:
+        """Put each pair of key and bytes, several at a time; yields the keys in order, as they are stored."""
+        for (key, _), _ in self._ahead(items, lambda item: self.put(*item), lambda item: len(item[1])):
+            yield key
+
+    def _page(self, prefix: str, after: str | None) -> list[StoredObject]:
+        pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=1000)
+        return [_stored(meta) for meta in next(iter(pages), [])]
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._attempt(lambda: obstore.delete(self._backend, key), "DELETE", key)
+        except ObjectMissing:
+            return
+
+    def _written(self, key: str, data: bytes, mode: Any) -> bool:
+        """Whether a conditional put left ``data`` in the store."""
+        for _ in range(CONFLICT_RETRIES):
+            try:
+                self._attempt(lambda: obstore.put(self._backend, key, data, mode=mode, use_multipart=False), "PUT", key)
+            except (Conflict, ObjectMissing):
+                found, etag = self._state(key)
+                # Ours there: an earlier copy of the request went through and its answer was lost.
+                # Still as expected: the store answered 409, two writers met and both must come again.
+                as_expected = found is None if mode == "create" else etag == mode["e_tag"]
+                if found == data or not as_expected:
+                    return found == data
+            else:
+                return True
+        raise StoreUnavailable(f"{self.url}/{key} could not be written: the store keeps refusing; try again later.")
+
+    def _state(self, key: str) -> tuple[bytes | None, str | None]:
+        try:
+            return self.get_with_etag(key)
+        except ObjectMissing:
+            return None, None
+
+    def _ahead(self, items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[tuple[T, R]]:
+        """Each item with what ``work`` made of it, in order, ``threads`` at a time, within ``BYTES_IN_FLIGHT``."""
+        window: deque[tuple[T, Future[R]]] = deque()
+        in_flight = 0
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="store")
+        try:
+            for item in items:
+                while window and (len(window) >= 4 * self._threads or in_flight + size(item) > BYTES_IN_FLIGHT):
+                    first, result = window.popleft()
+                    yield first, result.result()
+                    in_flight -= size(first)
+                window.append((item, pool.submit(work, item)))
+                in_flight += size(item)
+            while window:
+                first, result = window.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _attempt(self, request: Callable[[], R], action: str, key: str) -> R:
+        """What ``request`` returns, repeated while the store is away, its refusals as errors of ours."""
+        try:
+            return self._translated(request, action, key)
+        except StoreUnavailable:
+            if not self._patience_s:
+                raise
+        again = Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            stop=stop_after_delay(self._patience_s),
+            wait=wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.5),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return again(lambda: self._translated(request, action, key))
+
+    def _translated(self, request: Callable[[], R], action: str, key: str) -> R:
+        where = f"{action} {self.url}/{key}"
+        try:
+            answer = request()
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise InvalidSettings(f"{where}: there is no such bucket; create it or correct the URL.") from error
+            raise ObjectMissing(f"{where}: there is no such object.") from error
+        except (refusal.AlreadyExistsError, refusal.PreconditionError) as error:
+            raise Conflict(f"{where}: another writer was there first.") from error
+        except (refusal.PermissionDeniedError, refusal.UnauthenticatedError) as error:
+            raise AccessDenied(f"{where}: the store refuses these credentials{_code(error)}.") from error
+        except NotImplementedError as error:
+            raise InvalidSettings(
+                f"{where}: this kind of store lacks conditional writes; use an S3 service."
+            ) from error
+        except ValueError as error:
+            raise StoreError(f"{where}: this key cannot be stored: {_first_line(error)}.") from error
+        except refusal.BaseError as error:
+            if "status code: 4" in str(error) and "status code: 429" not in str(error):
+                raise StoreError(f"{where}: the store refuses the request{_code(error)}.") from error
+            raise StoreUnavailable(f"{where}: the object store does not answer{_code(error)}.") from error
+        return answer
+
+
+def open_store(url: str, settings: Settings) -> Store:
+    """The zone at ``url`` (``s3://bucket/prefix``), with the settings' credentials or, without, AWS's variables.
+
+    Nothing is sent yet.
+
+    Raises:
+        InvalidSettings: the URL cannot be understood.
+    """
+    given = {
+        "endpoint": settings.s3_endpoint,
+        "access_key_id": settings.s3_access_key_id and settings.s3_access_key_id.get_secret_value(),
+        "secret_access_key": settings.s3_secret_access_key and settings.s3_secret_access_key.get_secret_value(),
+        "region": settings.s3_region,
+    }
+    config: Any = {name: value for name, value in given.items() if value} if url.startswith("s3://") else {}
+    try:
+        backend = from_url(
+            url,
+            config=config,
+            client_options={
+                "allow_http": True,
+                "timeout": REQUEST_TIMEOUT,
+                "connect_timeout": timedelta(seconds=5),
+            },
+            retry_config={"max_retries": 0},
+        )
+    except (refusal.BaseError, ValueError) as error:
+        raise InvalidSettings(f"{url} is not the URL of an object store: {_first_line(error)}.") from error
+    return Store(backend, url.rstrip("/"), threads=settings.threads, patience_s=settings.store_patience_s)
+
+
+def _stored(meta: Any) -> StoredObject:
+    return StoredObject(meta["path"], meta["size"], meta["e_tag"] or "", meta["last_modified"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _code(error: Exception) -> str:
+    """The S3 error code inside an error's text, as `` (Code)``, or nothing."""
+    _, found, rest = str(error).partition("<Code>")
+    return f" ({rest.partition('<')[0]})" if found else ""

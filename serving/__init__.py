@@ -1,0 +1,1 @@
+"""The inference server: follows a model alias and answers over HTTP."""

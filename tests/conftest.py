@@ -1,0 +1,51 @@
+"""What all tests share: a real object store, and zones of their own in it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import SecretStr
+
+from pipeline import buckets, embedded_store
+from pipeline.settings import Settings
+from pipeline.zones import Zones, open_zones
+
+BUCKET = "safelight-tests"
+
+
+@pytest.fixture(scope="session")
+def store_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a real S3 endpoint: the embedded store, or SAFELIGHT_TEST_S3=http://KEY:SECRET@HOST:PORT."""
+    home = tmp_path_factory.mktemp("home")
+    outside = os.environ.get("SAFELIGHT_TEST_S3")
+    if outside:
+        url = urlsplit(outside)
+        yield _settings(home, f"{url.scheme}://{url.hostname}:{url.port}", url.username or "", url.password or "")
+        return
+    connection = embedded_store.up(home)
+    try:
+        yield _settings(home, connection.endpoint, connection.access_key_id, connection.secret_access_key)
+    finally:
+        embedded_store.down(home)
+
+
+@pytest.fixture
+def zone_settings(store_settings: Settings) -> Settings:
+    """Settings whose zones are empty folders of one bucket, this test's own."""
+    return store_settings.model_copy(update={"store_url": f"s3://{BUCKET}/{secrets.token_hex(6)}"})
+
+
+@pytest.fixture
+def zones(zone_settings: Settings) -> Zones:
+    """Empty zones, this test's own."""
+    return open_zones(zone_settings)
+
+
+def _settings(home: Path, endpoint: str, key: str, secret: str) -> Settings:
+    buckets.create_buckets(endpoint, key, secret, "us-east-1", [BUCKET])
+    return Settings(
+        home=home, s3_endpoint=endpoint, s3_access_key_id=SecretStr(key), s3_secret_access_key=SecretStr(secret)
+    )
