@@ -117,12 +117,21 @@ class TrainConfig(Record):
     architecture: Literal["small_resnet", "resnet18", "mobilenet_v3_small"] = Field(
         "small_resnet", description="small_resnet for images up to 64 pixels; the others for larger ones."
     )
-    epochs: int = Field(6, ge=1, le=1000, description="Passes over the training images.")
-    batch_size: int = Field(256, ge=2, le=8192, description="Images per optimizer step.")
-    learning_rate: float = Field(0.5, gt=0, le=10, description="Peak of the one-cycle schedule, per 256 images.")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="Passes over the training images; by default 7, and more for small datasets."
+    )
+    batch_size: int = Field(
+        128, ge=2, le=8192, description="Images per optimizer step; fewer where an epoch would have too few steps."
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Peak of the one-cycle schedule, per 256 images; by default 0.5, and 0.05 from starting weights.",
+    )
     weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty on the weights, norms and biases excepted.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of each label spread over all classes.")
-    flip: bool = Field(default=True, description="Mirror training images left to right at random.")
+    flip: bool = Field(default=True, description="Mirror training images left to right every other time.")
     shift: int = Field(0, ge=0, le=32, description="Move training images at random by up to this many pixels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Fixes starting weights, order and augmentation.")
     starting_weights: str | None = Field(

@@ -12,7 +12,7 @@ from pipeline.errors import Conflict, InvalidSettings, StoreError
 from pipeline.store import Store
 
 MARKER = "safelight-store.json"
-RACERS = 8
+RACERS = 4
 
 
 def prove(store: Store) -> dict[str, bool]:

@@ -1,0 +1,323 @@
+"""``safelight …``: a composition root. Each command works alone against what the store holds.
+
+Heavy libraries (torch, Prefect) are imported inside the commands that need them, so that the others answer at once.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import cli_models, cli_store, console, fashion_mnist, registry, sources
+from pipeline.artifacts import PrepareConfig, TrainingRun
+from pipeline.cli_options import (
+    Allow,
+    Architecture,
+    BatchSize,
+    Dataset,
+    Epochs,
+    Fresh,
+    Json,
+    LearningRate,
+    Margin,
+    MinimumAccuracy,
+    Model,
+    Seed,
+    Size,
+    Version,
+    dataset_version,
+    gate_config,
+    given,
+    open_all,
+    read_settings,
+    train_config,
+    training_run,
+)
+
+app = typer.Typer(
+    name="safelight",
+    help="Images in, a proven model out, and nothing live is spoiled on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_store.app, name="store")
+app.add_typer(cli_models.app, name="models")
+
+
+def main() -> None:
+    """Run a command; a person's mistake ends it with one sentence, never with a traceback."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - exit_status raises what is no mistake of a person or the surroundings
+        sys.exit(console.exit_status(error))
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens underneath.")] = False,
+) -> None:
+    """Options of every command."""
+    console.log_to_stderr(verbose=verbose)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A folder (<class>/<image>, or with a labels.csv), or fashion-mnist.")],
+    dataset: Annotated[str | None, typer.Option(help="Name of the dataset; by default the folder's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy images into the object store; what is there already is skipped."""
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        if source == fashion_mnist.NAME and not Path(source).is_dir():
+            cache = settings.home / "downloads"
+            result = sources.import_fashion_mnist(
+                zones, dataset or source, limit=limit, cache_dir=cache, on_progress=on_progress
+            )
+        else:
+            name = dataset or sources.dataset_name(Path(source))
+            result = sources.import_folder(zones, Path(source), name, on_progress=on_progress)
+    console.show_record(result, as_json=as_json, lines=sources.summary(result))
+
+
+@app.command()
+def prepare(
+    dataset: Dataset,
+    size: Size = "auto",
+    colour: Annotated[str, typer.Option(help="auto, grey or rgb.")] = "auto",
+    fit: Annotated[str, typer.Option(help="crop or stretch.")] = "crop",
+    test_share: Annotated[float | None, typer.Option(help="Share of test images where splits are not given.")] = None,
+    validation_share: Annotated[float | None, typer.Option(help="Share of the training images held out.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Key whose label wins where bytes carry two.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check, split and pack raw images into a dataset version."""
+    from pipeline import prepare as step
+
+    config = PrepareConfig.model_validate(
+        given(
+            size=int(size) if size.isdigit() else size,
+            colour=colour,
+            fit=fit,
+            test_share=test_share,
+            validation_share=validation_share,
+            keep=tuple(keep or ()),
+        )
+    )
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        result = step.prepare(
+            zones,
+            dataset,
+            config,
+            decode_threads=settings.decode_threads,
+            cache=settings.home / "cache",
+            on_progress=on_progress,
+        )
+    console.show_record(result, as_json=as_json, lines=step.summary(result))
+
+
+@app.command()
+def train(
+    dataset: Dataset,
+    version: Version = None,
+    architecture: Annotated[Architecture | None, typer.Option(help="Which network.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    starting_weights: Annotated[str | None, typer.Option(help="A .safetensors file, or a key of checkpoints.")] = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a dataset version; an unfinished run is resumed, a finished one is found."""
+    from pipeline import train as step
+
+    config = train_config(
+        architecture=architecture,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        starting_weights=starting_weights,
+    )
+    settings, zones = open_all()
+    prepared = dataset_version(zones, dataset, version)
+    with console.progress() as on_progress, step.stop_on_sigterm() as should_stop:
+        result = step.train(
+            zones,
+            prepared,
+            config,
+            device=settings.device,
+            memory_mb=settings.training_memory_mb,
+            fresh=fresh,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+    console.show_record(result, as_json=as_json, lines=_training_lines(result))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A training run's id, or a dataset's name for its newest run.")],
+    as_json: Json = False,
+) -> None:
+    """Judge a training run's best weights on the test split and write the report page."""
+    from pipeline import evaluate as step
+    from pipeline import report
+
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        result = step.evaluate(
+            zones,
+            training_run(zones, run),
+            device=settings.device,
+            memory_mb=settings.training_memory_mb,
+            on_progress=on_progress,
+        )
+    console.show_record(result, as_json=as_json, lines=[report.summary_markdown(result)])
+
+
+@app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="A training run's id, or a dataset's name for its newest run.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model; by default the dataset's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Export and evaluate a training run, and register the result as a model version."""
+    from pipeline import evaluate as judge
+    from pipeline import export
+
+    settings, zones = open_all()
+    found = training_run(zones, run)
+    with console.progress() as on_progress:
+        memory_mb = settings.training_memory_mb
+        exported = export.export(zones, found, memory_mb=memory_mb, on_progress=on_progress)
+        judged = judge.evaluate(zones, found, device=settings.device, memory_mb=memory_mb, on_progress=on_progress)
+    result = registry.register(zones.checkpoints, zones.models, model or found.dataset.dataset, exported, judged)
+    console.show_record(result, as_json=as_json, lines=[f"{result.model} {result.version} is registered."])
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Version = None,
+    minimum_accuracy: MinimumAccuracy = None,
+    margin: Margin = None,
+    allow: Allow = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model version against the champion; the better one is the champion afterwards."""
+    from pipeline import promote as step
+
+    gate = gate_config(minimum_accuracy=minimum_accuracy, margin=margin, allow=tuple(allow or ()))
+    _, zones = open_all()
+    challenger = registry.resolve(zones.models, model, version or registry.NEWEST)
+    with console.progress() as on_progress:
+        result = step.promote(zones, challenger, gate, on_progress=on_progress)
+    verdict = "is the champion" if result.promoted else "is not promoted"
+    console.show_record(result, as_json=as_json, lines=[f"{model} {challenger.version} {verdict}.", *result.reasons])
+
+
+@app.command()
+def deploy(
+    model: Model,
+    version: Annotated[str | None, typer.Option(help="By default the champion.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a model version live on this machine, prove that it answers, and go back if it does not."""
+    from pipeline import deploy as step
+
+    settings, zones = open_all()
+    target = registry.resolve(zones.models, model, version or registry.CHAMPION)
+    with console.progress() as on_progress:
+        result = step.deploy(zones, settings, target, on_progress=on_progress)
+    console.show_record(result, as_json=as_json, lines=[f"{model} {target.version} answers at {result.url}."])
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+) -> None:
+    """Answer over HTTP with a model's champion, in the foreground."""
+    from pipeline.deploy import serving_environ
+
+    settings, _ = open_all()
+    environ = serving_environ(settings, model, port or settings.inference_port, os.environ, host=host)
+    os.execve(sys.executable, [sys.executable, "-m", "serving"], environ)  # noqa: S606 - this very interpreter
+
+
+@app.command()
+def run(
+    dataset: Dataset = fashion_mnist.NAME,
+    model: Annotated[str | None, typer.Option(help="Name of the model; by default the dataset's.")] = None,
+    size: Size = "auto",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    minimum_accuracy: MinimumAccuracy = None,
+    margin: Margin = None,
+    allow: Allow = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole route as a Prefect flow: prepare, train, evaluate, register, promote, deploy."""
+    from pipeline import prefect_server
+
+    settings = read_settings()
+    preparation = PrepareConfig.model_validate({"size": int(size) if size.isdigit() else size})
+    training = train_config(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    gate = gate_config(minimum_accuracy=minimum_accuracy, margin=margin, allow=tuple(allow or ()))
+    prefect_server.use(settings.home, prefect_server.url(settings.home))
+    from pipeline import flows
+
+    result: Any = asyncio.run(
+        flows.pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
+    )
+    console.show_record(result, as_json=as_json, lines=flows.summary(result))
+
+
+@app.command(hidden=True)
+def serve_flows() -> None:
+    """Run deployments that are started from the Prefect UI; the demo keeps one such process."""
+    from pipeline import flows
+
+    asyncio.run(flows.serve())
+
+
+@app.command()
+def demo(
+    images: Annotated[Path | None, typer.Option(help="A folder of <class>/<image>, instead of Fashion-MNIST.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return, and leave everything running.")] = False,
+    limit: Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop everything that runs.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Stop everything and remove what is stored.")] = False,
+) -> None:
+    """The whole route, from images to answers over HTTP, on this machine."""
+    from pipeline import demo as show
+
+    settings = read_settings()
+    if stop:
+        show.stop(settings)
+    elif clean:
+        show.clean(settings, confirm=lambda question: typer.confirm(question, err=True))
+    else:
+        show.demo(settings, images, detach=detach, limit=limit)
+
+
+def _training_lines(run: TrainingRun) -> list[str]:
+    last = run.history[-1]
+    held_out = "" if last.validation_accuracy is None else f", validation accuracy {last.validation_accuracy:.4f}"
+    return [f"Training run {run.id}: {last.epoch} epochs, loss {last.train_loss:.3f}{held_out}."]
+
+
+if __name__ == "__main__":
+    main()

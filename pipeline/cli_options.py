@@ -1,0 +1,74 @@
+"""Options and openings that the commands share."""
+
+import os
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.artifacts import DatasetVersion, GateConfig, TrainConfig, TrainingRun
+from pipeline.errors import NotFound
+from pipeline.settings import Settings
+from pipeline.zones import Zones, open_zones, reachable
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Dataset = Annotated[str, typer.Argument(help="Name of the dataset.")]
+Model = Annotated[str, typer.Argument(help="Name of the model.")]
+Version = Annotated[str | None, typer.Option(help="A version's id; by default the newest.")]
+Architecture = StrEnum(
+    "Architecture", {"small_resnet": "small_resnet", "resnet18": "resnet18", "mobilenet_v3_small": "mobilenet_v3_small"}
+)
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Images per optimizer step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak of the learning-rate schedule.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Fixes starting weights, order and augmentation.")]
+Size = Annotated[str, typer.Option(help="Height and width in pixels, or auto.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew, even where this very run is finished.")]
+MinimumAccuracy = Annotated[float | None, typer.Option(min=0, max=1, help="Below this nothing goes live.")]
+Margin = Annotated[float | None, typer.Option(help="How much better than the champion a model must be.")]
+Allow = Annotated[list[str] | None, typer.Option(help="removed_class or seen_test_images; may be repeated.")]
+
+
+def read_settings() -> Settings:
+    """The settings of this process's environment."""
+    return Settings.from_environ(os.environ)
+
+
+def open_all() -> tuple[Settings, Zones]:
+    """Settings with an endpoint, and the opened zones."""
+    settings = reachable(read_settings())
+    return settings, open_zones(settings)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep their record's default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def train_config(**options: Any) -> TrainConfig:
+    """The training configuration of the given options."""
+    return TrainConfig.model_validate(given(**options))
+
+
+def gate_config(**options: Any) -> GateConfig:
+    """The quality gate's bounds of the given options."""
+    return GateConfig.model_validate(given(**options))
+
+
+def dataset_version(zones: Zones, dataset: str, version: str | None) -> DatasetVersion:
+    """The named version of a dataset, or its newest."""
+    from pipeline import datasets
+
+    if version is None:
+        return datasets.latest(zones.datasets, dataset)
+    return datasets.find(zones.datasets, dataset, version)
+
+
+def training_run(zones: Zones, name: str) -> TrainingRun:
+    """The finished training run of that id, or the newest one of a dataset of that name."""
+    from pipeline import training_runs
+
+    try:
+        return training_runs.find(zones.checkpoints, name)
+    except NotFound:
+        return training_runs.latest(zones.checkpoints, name)

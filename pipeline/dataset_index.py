@@ -1,0 +1,223 @@
+"""The index of a dataset version: a row for every key that was looked at. Its format, written and read here alone.
+
+- **The index accretes.** Rows live in immutable segments (Parquet, named by the SHA-256 of their bytes), and a manifest
+  lists its segments in order: a later row overrides earlier rows of the same key, and a row without an etag says that
+  the key is gone. So a new version writes what changed, and what a machine has read once it need not read again.
+- A row holds facts about an object (key, etag, size → digest, width, height, channels, shard and row of its pixels, or
+  the reason why it cannot be read), which stay true while key, etag and size do, and what one version made of it: label
+  and split, both null where the version leaves it out. Unreadable keys have rows too, so that they are not read again.
+- A segment carries, in its file metadata, the shards that its rows name, so that any segment can be read by itself.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.shards import DIGEST_BYTES, Shard
+
+pc: Any = pyarrow.compute
+Column: TypeAlias = Any
+"""A ``pa.ChunkedArray`` or ``pa.Array``: pyarrow's stubs cannot tell what its compute functions make of them."""
+
+COLUMNS: dict[str, Any] = {
+    "key": pa.string(),
+    "etag": pa.binary(),
+    "size": pa.int64(),
+    "digest": pa.binary(DIGEST_BYTES),
+    "reason": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "channels": pa.int8(),
+    "shard": pa.binary(DIGEST_BYTES),
+    "row": pa.int32(),
+    "label": pa.string(),
+    "split": pa.string(),
+}
+SCHEMA = pa.schema(COLUMNS)
+SHARDS = "shards"
+MD5_BYTES = 16
+DICTIONARIES: Any = ["reason", "width", "height", "channels", "shard", "label", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Rows (a table of ``SCHEMA``) and, by name, the shards that they point into."""
+
+    rows: pa.Table
+    shards: Mapping[bytes, Shard]
+
+
+NOTHING = Index(SCHEMA.empty_table(), {})
+
+
+def values(column: Column) -> list[Any]:
+    """A column's values as Python has them."""
+    found: list[Any] = column.to_pylist()
+    return found
+
+
+def short_etag(etag: str) -> bytes:
+    """An etag as rows hold it: an MD5's 16 bytes, 12 bytes of another etag's SHA-256, nothing where there is none."""
+    text = etag.strip('"')
+    if len(text) == 2 * MD5_BYTES and all(digit in "0123456789abcdef" for digit in text):
+        return bytes.fromhex(text)
+    return hashlib.sha256(text.encode()).digest()[:12] if text else b""
+
+
+def encode(index: Index) -> bytes:
+    """A segment: equal bytes for equal rows in equal order."""
+    named = values(index.rows["shard"].unique().drop_null())
+    shards = {name.hex(): (index.shards[name].rows, index.shards[name].channels) for name in sorted(named)}
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(
+        buffer,
+        SCHEMA,
+        compression="zstd",
+        compression_level=9,
+        # What follows keeps the segment of a small change small: statistics and a second schema help nobody here.
+        write_statistics=False,
+        store_schema=False,
+        use_dictionary=DICTIONARIES,
+        column_encoding={"key": "DELTA_BYTE_ARRAY", "row": "DELTA_BINARY_PACKED"},
+    ) as writer:
+        writer.write_table(index.rows)
+        if shards:
+            writer.add_key_value_metadata({SHARDS: json.dumps(shards, separators=(",", ":"))})
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Index:
+    """The rows and shards of a segment whose bytes were verified."""
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        rows = file.read().cast(SCHEMA)
+        shards = json.loads((file.metadata.metadata or {}).get(SHARDS.encode(), b"{}"))
+    return Index(
+        rows.replace_schema_metadata(None), {bytes.fromhex(name): Shard(*counts) for name, counts in shards.items()}
+    )
+
+
+def resolve(segments: Iterable[Index], *, keep_gone: bool = False) -> Index:
+    """What the segments say together: the last row of each key, by key; rows of gone keys only with ``keep_gone``."""
+    parts = list(segments)
+    rows = pa.concat_tables([NOTHING.rows, *(part.rows for part in parts)]).combine_chunks()
+    numbered = pa.table({"key": rows["key"], "number": pa.array(range(len(rows)), pa.int64())})
+    last = numbered.group_by("key").aggregate([("number", "max")]).sort_by("key")
+    rows = rows.take(last["number_max"])
+    if not keep_gone:
+        rows = rows.filter(pc.is_valid(rows["etag"]))
+    return Index(rows.combine_chunks(), {name: shard for part in parts for name, shard in part.shards.items()})
+
+
+def digests_of(column: Column) -> NDArray[np.uint8]:
+    """A column of digests as uint8 (N, 32); zeros where it is null."""
+    filled = pc.fill_null(column, pa.scalar(bytes(DIGEST_BYTES), pa.binary(DIGEST_BYTES))).combine_chunks()
+    whole = np.frombuffer(filled.buffers()[1] or b"", np.uint8).reshape(-1, DIGEST_BYTES)
+    return whole[filled.offset : filled.offset + len(filled)]
+
+
+def aligned(table: pa.Table, keys: Column) -> pa.Table:
+    """The row of each of ``keys`` in ``table``, whose keys are unique; nulls where there is none."""
+    return table.take(pc.index_in(keys, value_set=table["key"].combine_chunks()))
+
+
+def difference(before: Index, after: Index) -> Index:
+    """The segment that turns ``before`` into ``after``: changed and new rows, and one for each key that is gone."""
+    old = aligned(before.rows, after.rows["key"])
+    same: Column = pa.array([True] * len(after.rows), pa.bool_())
+    for column in SCHEMA.names:
+        same = pc.and_(same, _equal(old[column], after.rows[column]))
+    gone = before.rows["key"].filter(pc.invert(pc.is_in(before.rows["key"], value_set=_array(after.rows["key"]))))
+    nothing = {field.name: pa.nulls(len(gone), field.type) for field in SCHEMA}
+    removed = pa.table({**nothing, "key": gone}, schema=SCHEMA)
+    rows = pa.concat_tables([after.rows.filter(pc.invert(same)), removed]).sort_by("key")
+    return Index(rows.combine_chunks(), after.shards)
+
+
+def unchanged(index: Index, listing: pa.Table) -> Index:
+    """The rows whose key, etag and size are those of ``listing`` (columns key, etag, size)."""
+    now = aligned(listing, index.rows["key"])
+    same = pc.and_(_equal(now["etag"], index.rows["etag"]), _equal(now["size"], index.rows["size"]))
+    told: Column = pc.not_equal(index.rows["etag"], pa.scalar(b"", pa.binary()))
+    return Index(index.rows.filter(pc.and_(same, pc.fill_null(told, False))).combine_chunks(), index.shards)
+
+
+def located_rows(*indexes: Index) -> pa.Table:
+    """All rows that point into a shard, in the order of these places."""
+    rows = pa.concat_tables([index.rows for index in indexes])
+    return rows.filter(pc.is_valid(rows["shard"])).sort_by([("shard", "ascending"), ("row", "ascending")])
+
+
+def share_locations(index: Index, others: Index) -> Index:
+    """Every row of an image with one size, channels, shard and row, if a row of its digest here or there has them."""
+    located = located_rows(index, others)
+    first = pc.index_in(index.rows["digest"], value_set=_array(located["digest"]), skip_nulls=True)
+    found = pc.is_valid(first)
+    rows = index.rows
+    for column in ("width", "height", "channels", "shard", "row"):
+        shared = pc.if_else(found, located[column].take(first), rows[column])
+        rows = rows.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), shared)
+    return Index(rows, {**others.shards, **index.shards})
+
+
+def without_locations(index: Index, where: Column | None = None) -> Index:
+    """Rows that point into no shard, all of them or those in which ``where`` is true."""
+    rows = index.rows
+    for column in ("shard", "row"):
+        field = SCHEMA.field(column)
+        nothing = pa.nulls(len(rows), field.type)
+        kept = nothing if where is None else pc.if_else(where, nothing, rows[column])
+        rows = rows.set_column(SCHEMA.get_field_index(column), field, kept)
+    return Index(rows, index.shards)
+
+
+def as_needed(index: Index, *, grey: bool) -> Index:
+    """Without places in shards of other channels than needed: 1 for an image stored in grey, or for all; else 3."""
+    names = list(index.shards)
+    channels = pa.array([index.shards[name].channels for name in names], pa.int8())
+    packed = channels.take(pc.index_in(index.rows["shard"], value_set=pa.array(names, pa.binary(DIGEST_BYTES))))
+    needed: Column = pa.scalar(1, pa.int8()) if grey else index.rows["channels"]
+    return without_locations(index, pc.fill_null(pc.not_equal(packed, needed), False))
+
+
+MERGE_AT_LEAST = 4
+MERGE_ANYWAY = 512
+
+
+def merge_window(sizes: Sequence[int], budget: float) -> range:
+    """The most neighbours that are worth merging into one; empty if none are.
+
+    They are ``MERGE_AT_LEAST`` or more, together within ``budget``, and none is larger than all others together: what
+    is copied ends up in something twice its size, so that n additions copy each row O(log n) times. More than
+    ``MERGE_ANYWAY`` pieces are merged whatever it costs.
+    """
+    bound = float("inf") if len(sizes) > MERGE_ANYWAY else budget
+    best = range(0)
+    for start in range(len(sizes)):
+        total = largest = 0
+        for end in range(start, len(sizes)):
+            total += sizes[end]
+            largest = max(largest, sizes[end])
+            if total > bound:
+                break
+            count = end + 1 - start
+            if count >= max(MERGE_AT_LEAST, len(best) + 1) and 2 * largest <= total:
+                best = range(start, end + 1)
+    return best
+
+
+def _equal(left: Column, right: Column) -> Column:
+    both_null = pc.and_(pc.is_null(left), pc.is_null(right))
+    return pc.or_(both_null, pc.fill_null(pc.equal(left, right), False))
+
+
+def _array(column: Column) -> Column:
+    return column.combine_chunks()

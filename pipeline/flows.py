@@ -1,0 +1,362 @@
+"""The flows: the only file that knows Prefect. Read ``pipeline`` and you know the whole route.
+
+- Each flow also runs by itself, against what the store holds: its parameters are names and configurations, never data.
+- Flows and tasks are asynchronous and coarse, and the work is done in plain threads: an empty synchronous flow costs
+  more than a second, and a task per image would cost more than the images.
+- Retries sit on tasks that touch the network, and only a store that does not answer is retried: repeating a person's
+  mistake does not mend it. The state of a failed run says what was wrong, in the sentence that a person would read.
+"""
+
+import asyncio
+import functools
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from prefect import State, Task, aserve, flow, get_run_logger, task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.flows import Flow
+from prefect.states import Failed
+from prefect.types.entrypoint import EntrypointType
+from pydantic import Field
+
+from pipeline import datasets, deploy, evaluate, export, prepare, promote, registry, report, train, training_runs
+from pipeline.artifacts import (
+    DatasetVersion,
+    Deployment,
+    EvaluationReport,
+    ExportedModel,
+    GateConfig,
+    ModelVersion,
+    Name,
+    PrepareConfig,
+    PromotionDecision,
+    Record,
+    TrainConfig,
+    TrainingRun,
+)
+from pipeline.errors import SafelightError, StoreUnavailable
+from pipeline.packing import Chunk, PackedChunk
+from pipeline.progress import plain_lines
+from pipeline.settings import Settings
+from pipeline.zones import Zones, open_zones
+
+RUNS_AT_ONCE = 4
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DatasetName = Annotated[Name, Field(description="Name of the dataset, as it was imported.")]
+ModelName = Annotated[Name | None, Field(description="Name of the model; by default the dataset's.")]
+VersionId = Annotated[str | None, Field(description="A version's id; by default the newest.")]
+
+
+class PipelineResult(Record):
+    """What one run of the whole route made, and how long each stage took (seconds)."""
+
+    dataset_version: DatasetVersion
+    training_run: TrainingRun
+    report: EvaluationReport
+    model_version: ModelVersion
+    decision: PromotionDecision
+    deployment: Deployment | None
+    seconds: dict[str, float]
+
+
+def failing_in_one_sentence(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make the state message of a failed run the sentence of its error; a caller still gets the error itself."""
+
+    @functools.wraps(body)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await body(*args, **kwargs)
+        except SafelightError as error:
+            # Prefect takes a returned state as the run's own, and raises its data where the flow was called.
+            return Failed(message=str(error), data=error)  # type: ignore[return-value]
+
+    return run
+
+
+async def is_store_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task deserves another try."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, StoreUnavailable)
+
+
+def network_task(
+    **options: Any,
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """A task that touches the object store or a server."""
+    return task(retries=2, retry_delay_seconds=[5, 20], retry_condition_fn=is_store_away, **options)
+
+
+@flow(name="pipeline", flow_run_name="{dataset}: from images to a live model")
+@failing_in_one_sentence
+async def pipeline(  # noqa: PLR0917 - they are a form in the UI
+    dataset: DatasetName = "fashion-mnist",
+    model: ModelName = None,
+    preparation: PrepareConfig = PrepareConfig(),  # noqa: B008 - frozen
+    training: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
+    gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
+    fresh: Annotated[bool, Field(description="Train anew, even where this very run is finished.")] = False,
+) -> PipelineResult:
+    """The whole route: images in the store become a live model, if the model is good enough."""
+    clock = Stopwatch()
+    version = await clock.time("prepare", prepare_flow(dataset, preparation))
+    run = await clock.time("train", train_flow(dataset, version.version, training, fresh))
+    exported, judged = await clock.time("evaluate", evaluate_flow(run.id))
+    challenger = await clock.time("register", register_model(model or dataset, exported, judged))
+    decision = await clock.time("promote", promote_flow(challenger.model, challenger.version, gate))
+    deployment = None
+    if decision.promoted:
+        deployment = await clock.time("deploy", deploy_flow(challenger.model, challenger.version))
+    return PipelineResult(
+        dataset_version=version,
+        training_run=run,
+        report=judged,
+        model_version=challenger,
+        decision=decision,
+        deployment=deployment,
+        seconds=clock.seconds,
+    )
+
+
+@flow(name="prepare", flow_run_name="prepare {dataset}")
+@failing_in_one_sentence
+async def prepare_flow(
+    dataset: DatasetName = "fashion-mnist",
+    config: PrepareConfig = PrepareConfig(),  # noqa: B008 - frozen
+) -> DatasetVersion:
+    """Check, split and pack the raw images of a dataset into a dataset version."""
+    return await prepare_dataset(dataset, config)
+
+
+@flow(name="train", flow_run_name="train on {dataset}")
+@failing_in_one_sentence
+async def train_flow(
+    dataset: DatasetName = "fashion-mnist",
+    version: VersionId = None,
+    config: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
+    fresh: bool = False,
+) -> TrainingRun:
+    """Train on a dataset version; an unfinished run of the same identity is resumed, a finished one is found."""
+    return await train_model(dataset, version, config, fresh)
+
+
+@flow(name="evaluate", flow_run_name="evaluate {run}")
+@failing_in_one_sentence
+async def evaluate_flow(run: str) -> tuple[ExportedModel, EvaluationReport]:
+    """Export a finished training run's best weights and judge them on the test split."""
+    exported = await export_model(run)
+    judged = await evaluate_model(run)
+    await publish(judged)
+    return exported, judged
+
+
+@flow(name="promote", flow_run_name="promote {model}")
+@failing_in_one_sentence
+async def promote_flow(
+    model: Name = "fashion-mnist",
+    version: VersionId = None,
+    gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
+) -> PromotionDecision:
+    """Judge a model version against the champion; the better one is the champion afterwards."""
+    decision = await judge(model, version, gate)
+    log = get_run_logger()
+    log.info("%s %s", decision.challenger.version, "is the champion" if decision.promoted else "is not promoted")
+    for reason in decision.reasons:
+        log.info("%s", reason)
+    return decision
+
+
+@flow(name="deploy", flow_run_name="deploy {model}")
+@failing_in_one_sentence
+async def deploy_flow(model: Name = "fashion-mnist", version: VersionId = None) -> Deployment:
+    """Make a model version (by default the champion) live, prove that it answers, and go back if it does not."""
+    return await make_live(model, version)
+
+
+@flow(name="rollback", flow_run_name="roll back {model}")
+@failing_in_one_sentence
+async def rollback_flow(model: Name = "fashion-mnist") -> Deployment:
+    """Make the version before the champion the champion again, and prove that it answers."""
+    version = await roll_back(model)
+    return await make_live(model, version)
+
+
+@network_task(name="prepare")
+async def prepare_dataset(dataset: str, config: PrepareConfig) -> DatasetVersion:
+    """The dataset version of what is stored now."""
+    settings, zones = await surroundings()
+    result = await in_thread(
+        prepare.prepare,
+        zones,
+        dataset,
+        config,
+        map_chunks=functools.partial(as_tasks, asyncio.get_running_loop()),
+        cache=settings.home / "cache",
+    )
+    for line in prepare.summary(result):
+        get_run_logger().info("%s", line)
+    return result.version
+
+
+@network_task(name="pack images", cache_policy=NO_CACHE)
+async def pack_images(chunk: Chunk) -> PackedChunk:
+    """Thousands of raw images, read, checked and packed into shards."""
+    settings, zones = await surroundings()
+    return await asyncio.to_thread(prepare.pack_chunk, zones, chunk, settings.decode_threads)
+
+
+def as_tasks(loop: asyncio.AbstractEventLoop, _pack: prepare.Pack, chunks: Iterable[Chunk]) -> Iterator[PackedChunk]:
+    """Pack each chunk as a task of its own; called from a preparation's thread while ``loop`` runs elsewhere."""
+    for chunk in chunks:
+        yield asyncio.run_coroutine_threadsafe(pack_images(chunk), loop).result()
+
+
+@network_task(name="train")
+async def train_model(dataset: str, version: str | None, config: TrainConfig, fresh: bool) -> TrainingRun:
+    """The finished training run; when this task is cancelled, training stops at the next step with a checkpoint."""
+    settings, zones = await surroundings()
+    prepared = datasets.find(zones.datasets, dataset, version) if version else datasets.latest(zones.datasets, dataset)
+    stop = threading.Event()
+    try:
+        return await in_thread(
+            train.train,
+            zones,
+            prepared,
+            config,
+            device=settings.device,
+            memory_mb=settings.training_memory_mb,
+            fresh=fresh,
+            should_stop=stop.is_set,
+        )
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+@network_task(name="export")
+async def export_model(run: str) -> ExportedModel:
+    """The run's best weights as ONNX, proven to answer like torch."""
+    settings, zones = await surroundings()
+    finished = training_runs.find(zones.checkpoints, run)
+    return await in_thread(export.export, zones, finished, memory_mb=settings.training_memory_mb)
+
+
+@network_task(name="evaluate")
+async def evaluate_model(run: str) -> EvaluationReport:
+    """What the run's best weights do on the test split."""
+    settings, zones = await surroundings()
+    finished = training_runs.find(zones.checkpoints, run)
+    memory_mb = settings.training_memory_mb
+    return await in_thread(evaluate.evaluate, zones, finished, device=settings.device, memory_mb=memory_mb)
+
+
+@network_task(name="register")
+async def register_model(model: str, exported: ExportedModel, judged: EvaluationReport) -> ModelVersion:
+    """The exported files and their report as a model version, complete or not at all."""
+    _, zones = await surroundings()
+    return await asyncio.to_thread(registry.register, zones.checkpoints, zones.models, model, exported, judged)
+
+
+@network_task(name="judge")
+async def judge(model: str, version: str | None, gate: GateConfig) -> PromotionDecision:
+    """The quality gate's decision, carried out."""
+    _, zones = await surroundings()
+    challenger = registry.resolve(zones.models, model, version or registry.NEWEST)
+    return await in_thread(promote.promote, zones, challenger, gate)
+
+
+@network_task(name="deploy")
+async def make_live(model: str, version: str | None) -> Deployment:
+    """The version live, or the one before it live again and an error."""
+    settings, zones = await surroundings()
+    target = registry.resolve(zones.models, model, version or registry.CHAMPION)
+    return await in_thread(deploy.deploy, zones, settings, target)
+
+
+@task(name="roll back")
+async def roll_back(model: str) -> str:
+    """The version that the champion alias points at now; never repeated, which could go back twice."""
+    _, zones = await surroundings()
+    state = await asyncio.to_thread(
+        registry.rollback, zones.models, model, registry.CHAMPION, reason="rolled back by a flow run"
+    )
+    return str(state.version)
+
+
+async def publish(judged: EvaluationReport) -> None:
+    """Show an evaluation in the Prefect UI: table, summary and confusion matrix."""
+    name = judged.training_run.dataset.dataset
+    await acreate_table_artifact(
+        key=f"classes-{name}".replace("_", "-"),
+        table=[row.model_dump() for row in judged.classes],
+        description="How each class fared on the test split.",
+    )
+    await acreate_markdown_artifact(
+        key=f"evaluation-{name}".replace("_", "-"), markdown=report.summary_markdown(judged), description="Evaluation"
+    )
+    await acreate_image_artifact(
+        key=f"confusion-{name}".replace("_", "-"),
+        image_url=report.confusion_data_uri(judged),
+        description="Confusion matrix: rows are true classes, columns predicted ones.",
+    )
+
+
+async def surroundings() -> tuple[Settings, Zones]:
+    """Settings and opened zones, anew in each task: it may run on another machine than the last one."""
+    settings = Settings.from_environ(os.environ)
+    return settings, await asyncio.to_thread(open_zones, settings)
+
+
+async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Run a step in a thread, with its progress in the run's log."""
+    return await asyncio.to_thread(step, *args, **kwargs, on_progress=plain_lines(get_run_logger().info))
+
+
+class Stopwatch:
+    """Wall-clock seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    async def time(self, stage: str, work: Awaitable[R]) -> R:
+        """Await ``work`` and keep how long it took."""
+        begun = time.monotonic()
+        result = await work
+        self.seconds[stage] = round(time.monotonic() - begun, 2)
+        return result
+
+
+FLOWS: tuple[Flow[..., Any], ...] = (
+    pipeline,
+    prepare_flow,
+    train_flow,
+    evaluate_flow,
+    promote_flow,
+    deploy_flow,
+    rollback_flow,
+)
+
+
+def summary(result: PipelineResult) -> list[str]:
+    """A run's result in lines for a person."""
+    live = f"live at {result.deployment.url}" if result.deployment else "not promoted, what was live stays"
+    return [
+        f"{result.model_version.model} {result.model_version.version}: accuracy {result.report.accuracy:.4f}, {live}.",
+        *result.decision.reasons,
+        "Seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.seconds.items()) + ".",
+    ]
+
+
+async def serve() -> None:
+    """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
+    found = [
+        await each.ato_deployment(name="local", entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
+        for each in FLOWS
+    ]
+    await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)

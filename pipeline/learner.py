@@ -1,0 +1,214 @@
+"""A model that learns: one optimizer step, prediction, and everything that has to be saved to go on exactly.
+
+- SGD with Nesterov momentum under a one-cycle schedule (Smith 2017, arXiv:1708.07120): the rate rises and falls in
+  straight lines, and is a function of the step's number alone.
+- Norms and biases get no weight decay.
+- Mixed precision on CUDA only: bfloat16 where the device computes it, else float16 with scaled gradients. On CPUs
+  without matrix units it is several times slower.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.artifacts import PixelSpec, TrainConfig
+from pipeline.augment import seed_of
+from pipeline.errors import InvalidInput
+from pipeline.model import Classifier
+
+log = logging.getLogger(__name__)
+
+MOMENTUM = 0.9
+WARM_UP = 0.25
+"""Share of the steps in which the learning rate rises."""
+RATE = 0.5
+GENTLE_RATE = 0.05
+"""Starting weights would be forgotten at the rate at which fresh ones learn."""
+EPOCHS = 7
+STEPS = 400
+"""Optimizer steps that a run takes at least, unless the number of epochs is given."""
+BATCHES = 8
+"""Steps that an epoch has at least, unless they would be smaller than ``SMALL_BATCH``."""
+SMALL_BATCH = 16
+STEP_PIXELS = 1 << 22
+"""Pixels per optimizer step at most (256 images of 128 x 128), so that large images need neither the memory of a
+server nor many seconds between two looks at ``should_stop``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a configuration meets a number of images.
+
+    Attributes:
+        images: training images.
+        batches: optimizer steps per epoch; their sizes differ by one at most, and none is smaller than two.
+        epochs: passes over the images.
+        learning_rate: highest rate per 256 images of a batch.
+    """
+
+    images: int
+    batches: int
+    epochs: int
+    learning_rate: float
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.batches * self.epochs
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate, in proportion to the batch (Goyal et al. 2017, arXiv:1706.02677)."""
+        return self.learning_rate * self.images / self.batches / 256
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step that follows ``step`` finished ones."""
+        rising = max(1.0, WARM_UP * self.steps)
+        done = step + 0.5
+        return self.peak * min(done / rising, (self.steps - done) / max(0.5, self.steps - rising))
+
+
+def plan(config: TrainConfig, images: int, pixels: PixelSpec) -> Plan:
+    """The plan of a training run on that many images.
+
+    Raises:
+        InvalidInput: one image, or none, is too few for batch normalisation.
+    """
+    if images < 2:
+        raise InvalidInput(f"Training needs at least two images, and this dataset's training split has {images}.")
+    size = min(config.batch_size, max(SMALL_BATCH, images // BATCHES))
+    size = max(2, min(size, STEP_PIXELS // (pixels.height * pixels.width)))
+    batches = min(math.ceil(images / size), images // 2)
+    epochs = config.epochs or max(EPOCHS, math.ceil(STEPS / batches))
+    return Plan(images, batches, epochs, config.learning_rate or (GENTLE_RATE if config.starting_weights else RATE))
+
+
+class Learner:
+    """A model on its device, with what trains it."""
+
+    def __init__(self, model: Classifier, config: TrainConfig, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.device = device
+        self._smoothing = config.label_smoothing
+        self._seed = config.seed
+        self._optimizer = torch.optim.SGD(
+            _groups(model, config.weight_decay), lr=0.0, momentum=MOMENTUM, nesterov=True, fused=device.type != "mps"
+        )
+        self._half = _half(device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
+
+    @property
+    def precision(self) -> str:
+        """What the convolutions compute in."""
+        return str(self._half or torch.float32).removeprefix("torch.")
+
+    def learn(self, pixels: Tensor, labels: Tensor, rate: float, step: int) -> Tensor:
+        """Take one step; the sums over the batch of the loss and of the right predictions, float32 (2,).
+
+        Args:
+            pixels: uint8 (B, H, W, C), on the device.
+            labels: int64 (B,), on the device.
+            rate: the learning rate.
+            step: its number, from which dropout's generators are seeded.
+        """
+        torch.manual_seed(seed_of(self._seed, "dropout", step))
+        self.model.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        logits = self._logits(pixels)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+
+    @torch.no_grad()
+    def judge(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """The sums over the batch of the loss and of the right predictions, float32 (2,), without learning."""
+        self.model.eval()
+        logits = self._logits(pixels)
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        return torch.stack([loss, (logits.argmax(1) == labels).sum()])
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The model's weights and the optimizer's state by name; with ``settings`` all that ``restore`` needs."""
+        momentum = {
+            f"{index}.{name}": tensor
+            for index, state in self._optimizer.state_dict()["state"].items()
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+        return {"weights": self.model.state_dict(), "optimizer": momentum}
+
+    def settings(self) -> dict[str, Any]:
+        """The state that is not tensors: numbers, as JSON holds them."""
+        return {"scaler": self._scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], settings: Mapping[str, Any]) -> None:
+        """Go back to where ``tensors`` and ``settings`` were taken."""
+        self.model.load_state_dict(tensors["weights"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.get("optimizer", {}).items():
+            index, _, field = name.partition(".")
+            state.setdefault(int(index), {})[field] = tensor
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+        for parameter, restored in self._optimizer.state.items():
+            for field, tensor in restored.items():
+                # Files hold tensors in plain order; the fused step walks weights and momentum as they lie in memory.
+                restored[field] = torch.empty_like(parameter).copy_(tensor)
+        self._scaler.load_state_dict(settings["scaler"])
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
+            logits: Tensor = self.model(pixels)
+            return logits
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``mps``; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InvalidInput: the device that was asked for by name is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(wanted, False):
+        there = " or ".join(["auto", *(name for name, is_there in available.items() if is_there)])
+        raise InvalidInput(f"Device {wanted!r} is not available on this machine: choose {there}.")
+    return torch.device(wanted)
+
+
+def able(model: Classifier, device: torch.device, pixels: Tensor) -> torch.device:
+    """``device``, or the CPU where ``device`` is MPS and lacks an operation that training this model needs."""
+    if device.type != "mps":
+        return device
+    try:
+        copy.deepcopy(model).to(device)(pixels[:2].to(device)).sum().backward()
+    except NotImplementedError as error:
+        log.warning("training on the CPU, because MPS lacks an operation: %s", str(error).partition("\n")[0])
+        return torch.device("cpu")
+    return device
+
+
+def _half(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _groups(model: Classifier, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: matrices and kernels get it, norms and biases do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]

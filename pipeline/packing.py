@@ -1,0 +1,239 @@
+"""From raw images to shards, a chunk at a time: which objects must be read (pure), and the reading, decoding, packing.
+
+- A chunk is what one worker does: thousands of images, never one. It is a small frozen record, and so is its result, so
+  that chunks can be mapped over threads, processes or machines; only the pixels are large, and they go to the store.
+- Bytes that are packed already are read (their digest must be known) but not decoded. Two objects of one size may hold
+  the same bytes unless the etags of both are MD5s and differ, so a chunk carries just the digests that it could meet.
+- A chunk's result can be left in the store as well, so that a preparation of many chunks that was killed goes on where
+  it was. What is left there is an index segment like any other, and deleting it costs nothing but time.
+- Memory: what ``read_many`` has in flight, a few batches that are being decoded, and one shard per kind.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import dataset_index, images
+from pipeline.artifacts import PixelSpec
+from pipeline.dataset_index import MD5_BYTES, SCHEMA, Index, pc, values
+from pipeline.errors import InvalidImage
+from pipeline.shards import DIGEST_BYTES, ShardWriter, row_bytes
+from pipeline.store import Store, StoredObject
+
+CHUNK_IMAGES = 10_000
+CHUNK_BYTES = 256 << 20
+BATCH_IMAGES = 64
+BATCH_BYTES = 8 << 20
+UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Images to read, and what to make of them.
+
+    Attributes:
+        dataset: whose shards the pixels go to.
+        pixels: what an image becomes; 1 channel packs every image in grey, 3 packs grey images in grey all the same.
+        keys: in the images zone; ``etags`` (as the index has them) and ``sizes`` in bytes go with them.
+        known: digests, 32 bytes each, of images that need not be decoded.
+        resumable: leave the result in the store as well.
+    """
+
+    dataset: str
+    pixels: PixelSpec
+    keys: tuple[str, ...]
+    etags: tuple[bytes, ...]
+    sizes: tuple[int, ...]
+    known: bytes
+    resumable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """What came of a chunk: a segment with a row per key (a key that has vanished is gone), and images decoded."""
+
+    segment: bytes
+    decoded: int
+
+
+def work_folder(dataset: str) -> str:
+    """Where results of chunks are left."""
+    return f"{dataset}/work"
+
+
+def plan(dataset: str, pixels: PixelSpec, wanted: pa.Table, located: pa.Table) -> Iterator[Chunk]:
+    """Chunks that read ``wanted`` (key, etag, size), given index rows of all images that are packed."""
+    bounds = _chunk_bounds(wanted["size"].to_numpy())
+    for start, end in bounds:
+        rows = wanted.slice(start, end - start)
+        keys, etags, sizes = (tuple(values(rows[name])) for name in ("key", "etag", "size"))
+        yield Chunk(dataset, pixels, keys, etags, sizes, _may_hold(located, rows), resumable=len(bounds) > 1)
+
+
+def too_large(wanted: pa.Table) -> Index:
+    """Rows of the objects in ``wanted`` (key, etag, size) that no reader should fetch, let alone decode."""
+    rows = wanted.filter(pc.greater(wanted["size"], images.MAX_BYTES))
+    reasons = [f"too large: {size:,} bytes, the limit is {images.MAX_BYTES:,}" for size in values(rows["size"])]
+    return Index(_rows(rows["key"], rows["etag"], rows["size"], reason=pa.array(reasons, pa.string())), {})
+
+
+def pack_chunk(raw: Store, datasets: Store, chunk: Chunk, *, decode_threads: int | None = None) -> PackedChunk:
+    """Read, check, decode and pack the images of a chunk.
+
+    Args:
+        raw: the images zone.
+        datasets: the datasets zone.
+        chunk: what to do.
+        decode_threads: images decoded at once; by default one per core.
+    """
+    # Images are decoded in threads already; OpenCV's own would only fight with them.
+    cv2.setNumThreads(1)
+    writer = ShardWriter(datasets, chunk.dataset)
+    found: list[Examined | None] = []
+    for examined in _examined(raw, chunk, decode_threads or os.cpu_count() or 1):
+        if examined is not None and examined.pixels is not None:
+            writer.add(examined.digest, examined.pixels)
+        found.append(None if examined is None else replace(examined, pixels=None))
+    writer.finish()
+    index = Index(_result_rows(chunk, found, writer), writer.shards)
+    segment = dataset_index.encode(index)
+    if chunk.resumable:
+        datasets.put(f"{_same_work(chunk.dataset, chunk.pixels)}/{hashlib.sha256(segment).hexdigest()}", segment)
+    return PackedChunk(segment, sum(examined is not None and examined.decoded for examined in found))
+
+
+def left_behind(datasets: Store, dataset: str, pixels: PixelSpec) -> Iterator[Index]:
+    """Results of chunks that a preparation to these pixels left; one that was altered is passed over."""
+    for found, data in datasets.read_many(datasets.listing(_same_work(dataset, pixels))):
+        if data is not None and found.key.endswith(hashlib.sha256(data).hexdigest()):
+            yield dataset_index.decode(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An object that was read: its digest, and pixels with header, a reason against it, or neither (known bytes)."""
+
+    digest: bytes
+    header: images.ImageHeader | None = None
+    pixels: NDArray[np.uint8] | None = None
+    reason: str | None = None
+    decoded: bool = False
+
+
+def examine(data: bytes, pixels: PixelSpec, known: frozenset[bytes]) -> Examined:
+    """What an object's bytes are; decodes them unless their digest is known."""
+    digest = hashlib.sha256(data).digest()
+    if digest in known:
+        return Examined(digest)
+    try:
+        header = images.read_header(data)
+        channels = 1 if pixels.channels == 1 else header.channels
+        decoded = images.decode(data, pixels.model_copy(update={"channels": channels}))
+    except InvalidImage as error:
+        return Examined(digest, reason=str(error))
+    return Examined(digest, header, decoded, decoded=True)
+
+
+def contents(raw: Store, objects: pa.Table) -> Iterator[bytes | None]:
+    """The bytes of each object (key, size), in order; None where it is gone."""
+    listed = zip(values(objects["key"]), values(objects["size"]), strict=True)
+    for _, data in raw.read_many(StoredObject(key, size, "", UNKNOWN_TIME) for key, size in listed):
+        yield data
+
+
+def _same_work(dataset: str, pixels: PixelSpec) -> str:
+    return f"{work_folder(dataset)}/{pixels.height}x{pixels.width}-{pixels.fit}-{pixels.format}"
+
+
+def _examined(raw: Store, chunk: Chunk, threads: int) -> Iterator[Examined | None]:
+    """Each image of the chunk, in order, decoded ahead in threads; None where the object is gone."""
+    step = range(0, len(chunk.known), DIGEST_BYTES)
+    known = frozenset(chunk.known[start : start + DIGEST_BYTES] for start in step)
+    objects = (StoredObject(key, size, "", UNKNOWN_TIME) for key, size in zip(chunk.keys, chunk.sizes, strict=True))
+    reading = (data for _, data in raw.read_many(objects))
+
+    def examine_all(batch: Sequence[bytes | None]) -> list[Examined | None]:
+        return [None if data is None else examine(data, chunk.pixels, known) for data in batch]
+
+    window: deque[Future[list[Examined | None]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        for batch in _batches(reading, chunk.pixels):
+            window.append(pool.submit(examine_all, batch))
+            if len(window) > threads:
+                yield from window.popleft().result()
+        while window:
+            yield from window.popleft().result()
+
+
+def _batches(reading: Iterable[bytes | None], pixels: PixelSpec) -> Iterator[list[bytes | None]]:
+    """Several images per task of the pool, because a small one takes less time than handing it over."""
+    count = max(1, min(BATCH_IMAGES, BATCH_BYTES // row_bytes(pixels.height, pixels.width, 3)))
+    batch: list[bytes | None] = []
+    size = 0
+    for data in reading:
+        batch.append(data)
+        size += len(data or b"")
+        if len(batch) >= count or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _result_rows(chunk: Chunk, found: Sequence[Examined | None], writer: ShardWriter) -> pa.Table:
+    """The rows of a chunk's segment; a row without etag where the object is gone."""
+    gone = [examined is None for examined in found]
+    each = [examined or Examined(b"") for examined in found]
+    headers = [examined.header for examined in each]
+    where = [writer.locations.get(examined.digest) for examined in each]
+    return _rows(
+        pa.array(chunk.keys, pa.string()),
+        pa.array(chunk.etags, pa.binary(), mask=np.array(gone)),
+        pa.array(chunk.sizes, pa.int64(), mask=np.array(gone)),
+        digest=[examined.digest or None for examined in each],
+        reason=[examined.reason for examined in each],
+        width=[header and header.width for header in headers],
+        height=[header and header.height for header in headers],
+        channels=[header and header.channels for header in headers],
+        shard=[location and location.shard for location in where],
+        row=[location and location.row for location in where],
+    )
+
+
+def _rows(key: Any, etag: Any, size: Any, **columns: Any) -> pa.Table:
+    """Index rows with the given columns; the others are null."""
+    nothing = {field.name: pa.nulls(len(key), field.type) for field in SCHEMA}
+    return pa.table({**nothing, "key": key, "etag": etag, "size": size, **columns}, schema=SCHEMA)
+
+
+def _chunk_bounds(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Where chunks begin and end: as many objects as fit into both bounds, one at least."""
+    before = np.concatenate([[0], np.cumsum(sizes)])
+    bounds = []
+    start = 0
+    while start < len(sizes):
+        end = int(np.searchsorted(before, before[start] + CHUNK_BYTES, side="right")) - 1
+        end = max(start + 1, min(end, start + CHUNK_IMAGES))
+        bounds.append((start, end))
+        start = end
+    return bounds
+
+
+def _may_hold(located: pa.Table, rows: pa.Table) -> bytes:
+    """Digests of packed images whose bytes an object of ``rows`` may hold, by what the listing says."""
+    same_size = located.filter(pc.is_in(located["size"], value_set=rows["size"].combine_chunks()))
+    same_etag = pc.is_in(same_size["etag"], value_set=rows["etag"].combine_chunks())
+    told = pc.equal(pc.binary_length(same_size["etag"]), MD5_BYTES)
+    all_told = pc.all(pc.equal(pc.binary_length(rows["etag"]), MD5_BYTES)).as_py()
+    possible = same_size.filter(pc.or_(same_etag, pc.invert(told))) if all_told else same_size
+    return b"".join(values(possible["digest"].unique()))

@@ -1,0 +1,264 @@
+"""Raw images in the store: how their keys are made from names, and where their labels come from.
+
+- A key is ``<dataset>/<path>``, the path as its owner wrote it, in Unicode NFC. What stores cannot carry (control
+  characters, backslashes, bytes that are not UTF-8, parts called ``.`` or ``..``) is written as ``%XX``, and so is a
+  ``%`` that would read like one; two paths never get one key unless they differ in Unicode form alone.
+- A label is the first folder's name, in NFC. Names that differ only in case are different classes.
+- ``<dataset>/labels.csv``, where it exists, decides alone: columns ``key,label[,split]`` in any order, keys relative to
+  ``<dataset>/``. It is read as people save it: with or without byte order mark, any line ends, comma, semicolon or tab.
+  Images that it does not name are counted and left out.
+"""
+
+import csv
+import io
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.artifacts import Name, Split
+from pipeline.errors import InvalidInput, NotFound
+from pipeline.images import claims_to_be_image
+from pipeline.store import Store, StoredObject
+
+LABELS = "labels.csv"
+COLUMNS = ("key", "label", "split")
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff\ufffe\uffff]|%(?=[0-9A-Fa-f]{2})")
+SYSTEM_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+
+KEY_BYTES = 1024
+"""What S3 allows for a whole key."""
+PART_BYTES = 255
+"""What stores that keep keys as paths allow for each part of one."""
+
+HIDDEN = "hidden or system file"
+NOT_AN_IMAGE = "not an image by its name"
+NOT_NAMED = "not named in labels.csv"
+NO_CLASS = "in no class folder"
+TOO_LONG = "name too long for a key of the store"
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """One candidate: its key in the images zone, what the listing says of it, its label and given split."""
+
+    key: str
+    size: int
+    etag: str
+    label: str
+    split: Split | None
+
+
+@dataclass(slots=True)
+class RawListing:
+    """What a dataset's folder in the images zone holds.
+
+    Attributes:
+        images: the candidates, in the store's order.
+        skipped: files that are no candidates, counted by reason.
+        problems: key and reason of each image or row that a person should put right.
+    """
+
+    images: list[RawImage] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=Counter)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One row of labels.csv; ``key`` is relative to the dataset, ``split`` empty where none is given."""
+
+    key: str
+    label: str
+    split: str = ""
+
+
+def check_dataset_name(name: str) -> str:
+    """``name``, if it can be a dataset's.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"{name!r} cannot name a dataset: use 1 to 63 of a-z, 0-9, - and _, with a letter or digit at both ends."
+        ) from error
+
+
+def raw_key(dataset: str, path: str) -> str:
+    """The key of an image whose path below the dataset's folder is ``path`` (parts joined by ``/``)."""
+    parts = unicodedata.normalize("NFC", path).split("/")
+    return "/".join([dataset, *(_storable(part) for part in parts)])
+
+
+def fits_store(key: str) -> bool:
+    """Whether every store takes a key of this length."""
+    return len(key.encode()) <= KEY_BYTES and all(len(part.encode()) <= PART_BYTES for part in key.split("/"))
+
+
+def why_skipped(path: str) -> str | None:
+    """Why a file of this path is no candidate, or None; hidden folders hide what they hold."""
+    parts = path.split("/")
+    if any(is_hidden(part) for part in parts):
+        return HIDDEN
+    return None if claims_to_be_image(parts[-1]) else NOT_AN_IMAGE
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an operating system made this file or folder for itself, by its name."""
+    return name.startswith(".") or name in SYSTEM_NAMES
+
+
+def list_raw(images: Store, dataset: str) -> RawListing:
+    """All that is stored for ``dataset``, with labels and given splits.
+
+    Raises:
+        NotFound: nothing is stored for it.
+        InvalidInput: its labels.csv cannot be read.
+    """
+    table = images.get_if_present(f"{dataset}/{LABELS}")
+    stored = images.listing(dataset)
+    listing = _by_folder(dataset, stored) if table is None else _by_table(dataset, stored, table)
+    if table is None and not (listing.images or listing.skipped or listing.problems):
+        raise NotFound(f"No images are stored for the dataset {dataset!r}: import some, or check its name.")
+    return listing
+
+
+def read_labels(data: bytes, name: str = LABELS) -> Iterator[LabelRow]:
+    """The rows of a labels.csv, in order, keys tidied (``/`` between parts, NFC), blank lines left out.
+
+    Raises:
+        InvalidInput: not UTF-8, not CSV, or a column is missing; ``name`` says which file.
+    """
+    try:
+        text = io.StringIO(data.decode("utf-8-sig"), newline=None)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{name} is not UTF-8 text: save it as CSV in UTF-8.") from error
+    header = text.readline()
+    rows = csv.reader(text, delimiter=max(",;\t", key=header.count))
+    places = _places(header, rows.dialect.delimiter, name)
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                cells = [row[place].strip() if 0 <= place < len(row) else "" for place in places]
+                yield LabelRow(_tidy(cells[0]), unicodedata.normalize("NFC", cells[1]), cells[2])
+    except csv.Error as error:
+        raise InvalidInput(f"{name}, line {rows.line_num + 1}: {error}.") from error
+
+
+def write_labels(rows: Iterable[LabelRow]) -> bytes:
+    """A labels.csv of these rows: UTF-8, line feeds; equal bytes for equal rows."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((row.key, row.label, row.split) for row in rows)
+    return text.getvalue().encode()
+
+
+def settle_labels(rows: Iterable[LabelRow]) -> tuple[dict[str, tuple[str, Split | None]], dict[str, str]]:
+    """Label and split by key, and by key the reason why a row counts for nothing.
+
+    The same row twice counts once; two rows that contradict each other count for nothing.
+    """
+    labels: dict[str, tuple[str, Split | None]] = {}
+    refused: dict[str, str] = {}
+    for row in rows:
+        reason = _fault(row)
+        found = None if reason else (row.label, SPLIT_NAMES.get(row.split.lower()))
+        if found and labels.setdefault(row.key, found) != found:
+            first = labels[row.key]
+            reason = f"{LABELS} contradicts itself: {_shown(first)} and {_shown(found)}"
+        if reason:
+            refused.setdefault(row.key, reason)
+    return {key: found for key, found in labels.items() if key not in refused}, refused
+
+
+def _storable(part: str) -> str:
+    if part in {".", ".."}:
+        return part.replace(".", "%2E")
+    return UNSTORABLE.sub(_escaped, part)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode(errors="surrogateescape"))
+
+
+def _by_folder(dataset: str, stored: Iterable[StoredObject]) -> RawListing:
+    listing = RawListing()
+    names: dict[str, str] = {}
+    for item in stored:
+        path = item.key.removeprefix(f"{dataset}/")
+        reason = why_skipped(path)
+        folder, below, _ = path.partition("/")
+        if reason:
+            listing.skipped[reason] += 1
+        elif not below:
+            listing.problems.append((item.key, f"{NO_CLASS}: move it into {dataset}/<class>/"))
+        else:
+            # One string object per class, however many images it has.
+            label = names.setdefault(folder, unicodedata.normalize("NFC", folder))
+            listing.images.append(RawImage(item.key, item.size, item.etag, label, None))
+    return listing
+
+
+def _by_table(dataset: str, stored: Iterable[StoredObject], table: bytes) -> RawListing:
+    labels, refused = settle_labels(read_labels(table, f"{dataset}/{LABELS}"))
+    listing = RawListing(problems=[(f"{dataset}/{key}", reason) for key, reason in refused.items()])
+    found = set()
+    for item in stored:
+        path = unicodedata.normalize("NFC", item.key.removeprefix(f"{dataset}/"))
+        if path in labels:
+            found.add(path)
+            listing.images.append(RawImage(item.key, item.size, item.etag, *labels[path]))
+        elif path != LABELS and path not in refused:
+            listing.skipped[why_skipped(path) or NOT_NAMED] += 1
+    missing = f"{LABELS} names it, but it is not stored"
+    listing.problems.extend((f"{dataset}/{key}", missing) for key in labels if key not in found)
+    return listing
+
+
+def _places(header: str, delimiter: str, name: str) -> list[int]:
+    """Where each of ``COLUMNS`` stands in a row; -1 for a missing split."""
+    columns = [cell.strip().lower() for cell in next(csv.reader([header], delimiter=delimiter), [])]
+    for column in COLUMNS[:2]:
+        if column not in columns:
+            raise InvalidInput(
+                f"{name} has no column {column!r}: its first line must name the columns key, label and, "
+                f"if splits are given, split; it is {header.strip()[:100]!r}."
+            )
+    return [columns.index(column) if column in columns else -1 for column in COLUMNS]
+
+
+def _tidy(key: str) -> str:
+    path = unicodedata.normalize("NFC", key).replace("\\", "/").lstrip("/")
+    return posixpath.normpath(path) if path else ""
+
+
+def _fault(row: LabelRow) -> str | None:
+    if not row.key:
+        return f"{LABELS} has a row without a key"
+    if not row.label:
+        return f"{LABELS} gives it no label"
+    if any(unicodedata.category(character) == "Cc" for character in row.label):
+        return f"{LABELS} gives it a label with control characters"
+    if row.split and row.split.lower() not in SPLIT_NAMES:
+        return f"{LABELS} gives it the split {row.split!r}, which is none of train, validation, test"
+    return None
+
+
+def _shown(found: tuple[str, Split | None]) -> str:
+    label, split = found
+    return f"{label!r} in {split}" if split else repr(label)

@@ -1,0 +1,226 @@
+"""Dataset version and configuration → trained weights; killed at any moment, it goes on where it was.
+
+- **Bit for bit** on the CPU: a resumed run ends with the very weights of an uninterrupted one, given the same machine
+  type, library versions and number of threads. These are recorded; where they differ, or on a GPU, a resumed run goes
+  on and its result says that it is not exact.
+- The training split lies on the device as uint8 in the model's own layout; a batch is one indexing.
+- The test split is never read here.
+"""
+
+import hashlib
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipeline import augment, checkpoints, datasets, model, training_runs
+from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
+from pipeline.datasets import LoadedSplit
+from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
+from pipeline.learner import Learner, able, choose_device, plan
+from pipeline.progress import OnProgress, Progress, silent
+from pipeline.store import Store
+from pipeline.training_loop import SAVE_EVERY_S, Desk, Examples, Training
+from pipeline.zones import Zones
+
+log = logging.getLogger(__name__)
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
+NORMALISATION_IMAGES = 10_000
+"""Images on which mean and standard deviation are measured; ordered by digest, the first ones are a random sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartingWeights:
+    """Tensors by name, where they came from, and the SHA-256 of the file's bytes."""
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    sha256: str
+
+
+def never() -> bool:
+    """Do not stop: the default of ``train``."""
+    return False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """A ``should_stop`` that is true once this process got SIGTERM; for the main thread, which alone gets signals."""
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    try:
+        yield lambda: bool(got)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def train(
+    zones: Zones,
+    dataset: DatasetVersion,
+    config: TrainConfig,
+    *,
+    device: str = "auto",
+    memory_mb: int = 4096,
+    fresh: bool = False,
+    on_progress: OnProgress = silent,
+    should_stop: Callable[[], bool] = never,
+    save_every_s: float = SAVE_EVERY_S,
+    lease_ttl_s: float = training_runs.TTL_S,
+) -> TrainingRun:
+    """Train, or go on, or find what was trained already.
+
+    Args:
+        zones: reads datasets and checkpoints, writes checkpoints.
+        dataset: what to train on.
+        config: how.
+        device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
+        memory_mb: bound of the pixels in memory, in MiB.
+        fresh: train anew where the same wish was fulfilled before. An unfinished run is still resumed: its weights will
+            be those that it would have had without the interruption.
+        on_progress: told at least once a second, or once a step where steps are longer.
+        should_stop: asked at each step.
+        save_every_s: seconds between checkpoints within an epoch; each epoch ends with one anyway.
+        lease_ttl_s: seconds of silence after which another process may take over.
+
+    Returns:
+        The finished run; ``checkpoints.load_weights`` reads its best weights.
+
+    Raises:
+        InvalidInput: the starting weights, the device or the number of images will not do.
+        TrainingStopped: ``should_stop`` said so; a checkpoint holds where training stood.
+        TrainingDiverged: the loss became NaN or infinite.
+        LeaseLost: another process took over meanwhile.
+        StoreError: the store stayed away for longer than it is waited for.
+    """
+    target = choose_device(device)
+    starting = _starting_weights(zones.checkpoints, config.starting_weights)
+    run = _wanted_run(zones.checkpoints, dataset, config, starting.sha256 if starting else None, fresh=fresh)
+    if training_runs.is_finished(zones.checkpoints, run):
+        return training_runs.find(zones.checkpoints, run)
+    report = _stoppable(on_progress, should_stop, run)
+    with training_runs.acquire(zones.checkpoints, run, ttl_s=lease_ttl_s, on_progress=report) as lease:
+        if training_runs.is_finished(zones.checkpoints, run):
+            return training_runs.find(zones.checkpoints, run)
+        splits = {
+            split: datasets.load_split(zones.datasets, dataset, split, memory_mb=memory_mb, on_progress=report)
+            for split in SPLITS
+        }
+        desk = Desk(zones.checkpoints, lease, run, on_progress, should_stop, save_every_s)
+        with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+            try:
+                training = begin(desk, dataset, config, splits, starting=starting, device=target)
+                training.run()
+            except torch.OutOfMemoryError as error:
+                raise InvalidInput(
+                    "Training does not fit into the memory of the GPU: lower batch_size, or prepare smaller images."
+                ) from error
+        return _finish(desk, dataset, config, training)
+
+
+def _wanted_run(
+    store: Store, dataset: DatasetVersion, config: TrainConfig, weights_sha256: str | None, *, fresh: bool
+) -> str:
+    """The run to work on: the wish's own, or its first repetition that is not finished."""
+    run = training_runs.run_id(dataset, config, weights_sha256)
+    repetition = 0
+    while fresh and training_runs.is_finished(store, run):
+        repetition += 1
+        run = training_runs.run_id(dataset, config, weights_sha256, nonce=str(repetition))
+    return run
+
+
+def _stoppable(on_progress: OnProgress, should_stop: Callable[[], bool], run: str) -> OnProgress:
+    """``on_progress``, which also ends what has no step to be asked at: waiting and loading."""
+
+    def report(progress: Progress) -> None:
+        on_progress(progress)
+        if should_stop():
+            raise TrainingStopped(f"Training run {run} was asked to stop before it began; the same command starts it.")
+
+    return report
+
+
+def _starting_weights(store: Store, source: str | None) -> StartingWeights | None:
+    """The tensors of a file, or of an object of the checkpoints zone."""
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    try:
+        data = path.read_bytes() if path.is_file() else store.get(source)
+        return StartingWeights(source, safetensors.torch.load(data), hashlib.sha256(data).hexdigest())
+    except ObjectMissing as error:
+        raise InvalidInput(f"starting_weights: {source} is neither a file nor a key of {store.url}.") from error
+    except OSError as error:
+        raise InvalidInput(f"starting_weights: {source} cannot be read: {error.strerror}.") from error
+    except SafetensorError as error:
+        raise InvalidInput(f"starting_weights: {source} is not a .safetensors file: {error}.") from error
+
+
+def begin(
+    desk: Desk,
+    dataset: DatasetVersion,
+    config: TrainConfig,
+    splits: Mapping[Split, LoadedSplit],
+    *,
+    starting: StartingWeights | None = None,
+    device: torch.device,
+) -> Training:
+    """A training run before its first step; fresh weights depend on the seed alone.
+
+    It sets torch's global generators, which the caller keeps from others (``torch.random.fork_rng``).
+    """
+    work = plan(config, len(splits["train"].labels), dataset.pixels)
+    torch.manual_seed(augment.seed_of(config.seed, "weights"))
+    net = model.build(config.architecture, len(dataset.classes), dataset.pixels)
+    sample = torch.from_numpy(splits["train"].pixels[:NORMALISATION_IMAGES])
+    if starting is None:
+        model.set_normalisation(net, *statistics(sample))
+    else:
+        model.load_starting_weights(net, starting.tensors, starting.source)
+    learner = Learner(net, config, able(net, device, sample))
+    training, validation = (_on(learner.device, splits[split]) for split in SPLITS)
+    return Training(desk, learner, work, config, training=training, validation=validation)
+
+
+def _on(device: torch.device, loaded: LoadedSplit) -> Examples:
+    return Examples(torch.from_numpy(loaded.pixels).to(device), torch.from_numpy(loaded.labels).to(device))
+
+
+def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float32 (C,), of pixels scaled to 0..1.
+
+    Computed from counts of the 256 values, so that the order of the images does not matter.
+    """
+    channels = pixels.flatten(0, 2).T
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+    shares = counts / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    variance = (shares @ values.square() - mean.square()).clamp(min=0)
+    return mean.float(), variance.sqrt().float()
+
+
+def _finish(desk: Desk, dataset: DatasetVersion, config: TrainConfig, training: Training) -> TrainingRun:
+    """Write the result, once the best checkpoint has been read back."""
+    position = training.position
+    checkpoints.load(desk.store, position.best)
+    desk.lease.check()
+    result = TrainingRun(
+        id=desk.run,
+        dataset=dataset,
+        config=config,
+        checkpoint=position.best,
+        history=position.history,
+        exact=position.exact,
+        environment=training.environment,
+        finished_at=utc_now(),
+    )
+    return training_runs.finish(desk.store, result)

@@ -1,0 +1,300 @@
+"""The loop of a training run: from where it stands to the end of its last epoch.
+
+- **Nothing depends on time.** The schedule counts steps; order, augmentation and dropout are functions of the seed and
+  the step. When a checkpoint is saved makes no difference to the weights, so they can be saved by the clock.
+- The best epoch is chosen on the validation split (``is_best``), without one it is the last.
+- A checkpoint between epochs that an absent store refuses is given up, and training goes on; one that ends an epoch
+  is needed, and ends the run when the store stays away. Run again, it goes on from the last one.
+"""
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from pipeline import augment, checkpoints
+from pipeline.artifacts import EpochMetrics, TrainConfig
+from pipeline.checkpoints import Checkpoint, Position
+from pipeline.errors import StoreUnavailable, TrainingDiverged, TrainingStopped
+from pipeline.learner import STEP_PIXELS, Learner, Plan
+from pipeline.progress import OnProgress, Progress
+from pipeline.store import Store
+from pipeline.training_runs import Lease
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 30.0
+REPORT_EVERY_S = 0.5
+JUDGED_AT_ONCE = 1024
+"""Validation images per batch at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A split on the training device: pixels uint8 (N, H, W, C), labels int64 (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a training run is written down, and who listens.
+
+    Attributes:
+        store: the checkpoints zone.
+        lease: the right to write there.
+        run: the training run's id.
+        on_progress: told at least once a second, or once a step.
+        should_stop: asked at each step.
+        save_every_s: seconds between checkpoints within an epoch.
+    """
+
+    store: Store
+    lease: Lease
+    run: str
+    on_progress: OnProgress
+    should_stop: Callable[[], bool]
+    save_every_s: float = SAVE_EVERY_S
+
+
+class Training:
+    """A training run under way: a learner, where it stands, and the two splits that it sees."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        learner: Learner,
+        plan: Plan,
+        config: TrainConfig,
+        *,
+        training: Examples,
+        validation: Examples,
+    ) -> None:
+        self.position = Position()
+        self.environment = environment(learner)
+        self._desk = desk
+        self.learner = learner
+        self._config = config
+        self._training = training
+        self._validation = validation
+        self._plan = plan
+        self._sums = torch.zeros(2, device=learner.device)  # loss and right predictions of the epoch under way
+        self._saved_at = time.monotonic()
+        self._reported_at = -math.inf
+
+    def run(self) -> None:
+        """From the newest readable checkpoint, or from the beginning, to the end."""
+        self._resume()
+        while len(self.position.history) < self._plan.epochs:
+            self._take_steps()
+            self._close_epoch()
+
+    def _resume(self) -> None:
+        found = checkpoints.newest(self._desk.store, self._desk.run)
+        if found is None:
+            return
+        checkpoint, tensors = found
+        doubts = doubts_of(checkpoint.environment, self.environment)
+        self.position = checkpoint.position.model_copy(update={"exact": checkpoint.position.exact and not doubts})
+        self.learner.restore(tensors, checkpoint.settings)
+        self._sums += torch.tensor([self.position.loss_sum, float(self.position.correct)])
+        log.info("training run %s goes on after step %d of %d", self._desk.run, self.position.step, self._plan.steps)
+        if doubts:
+            log.warning("it cannot be promised that it ends as without the interruption: %s", "; ".join(doubts))
+
+    def _take_steps(self) -> None:
+        """The steps that the epoch under way still needs."""
+        epoch = len(self.position.history)
+        done = self.position.step - epoch * self._plan.batches
+        order = augment.generator_at(self._config.seed, "order", epoch)
+        for index in augment.epoch_batches(self._plan.images, self._plan.batches, order)[done:]:
+            self._step(index)
+            self._stop_if_asked()
+            if time.monotonic() - self._saved_at >= self._desk.save_every_s:
+                self._save_in_passing()
+
+    def _step(self, index: Tensor) -> None:
+        began = time.perf_counter()
+        seed, step = self._config.seed, self.position.step
+        sides = augment.mirrored(index, self._plan.images, seed=seed, epoch=step // self._plan.batches)
+        pixels = augment.augmented(
+            self._training.pixels,
+            index,
+            mirror=sides if self._config.flip else None,
+            shift=self._config.shift,
+            generator=augment.generator_at(seed, "shift", step),
+        )
+        labels = self._training.labels[index.to(self.learner.device)]
+        self._sums += self.learner.learn(pixels, labels, self._plan.rate(step), step)
+        now = {"step": step + 1, "images": self.position.images + len(index)}
+        seconds = self.position.seconds + time.perf_counter() - began
+        self.position = self.position.model_copy(update=now | {"seconds": seconds})
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look at the loss: at each step where that costs nothing, else as often as somebody is told."""
+        due = time.monotonic() - self._reported_at >= REPORT_EVERY_S
+        if not due and self.learner.device.type != "cpu":
+            return
+        loss = self._sums[0].item() / self.position.images
+        if not math.isfinite(loss):
+            raise self._diverged("the loss")
+        if due:
+            self._reported_at = time.monotonic()
+            speed = self.position.images / max(1e-9, self.position.seconds)
+            epoch = f"epoch {len(self.position.history) + 1} of {self._plan.epochs}"
+            note = f"{epoch}, loss {loss:.3f}, {speed:,.0f} images/s"
+            self._desk.on_progress(Progress("training", self.position.step, self._plan.steps, "steps", note))
+
+    def _close_epoch(self) -> None:
+        """Judge the weights, add a line to the history, and save."""
+        self._refuse_nan()
+        metrics = self._metrics(*self._judged())
+        history = (*self.position.history, metrics)
+        best = {}
+        if is_best(metrics, self.position.history, len(self._validation.labels)):
+            key = checkpoints.manifest_key(self._desk.run, self._desk.lease.fence, self.position.step)
+            best = {"best": key, "best_epoch": metrics.epoch}
+        afresh = {"images": 0, "seconds": 0.0, "history": history}
+        self.position = self.position.model_copy(update=afresh | best)
+        self._sums.zero_()
+        self._save()
+        self._desk.on_progress(
+            Progress("training", self.position.step, self._plan.steps, "steps", _summary(metrics, self._plan.epochs))
+        )
+
+    def _judged(self) -> tuple[float | None, float | None]:
+        """Loss and accuracy on the validation split; None without one."""
+        count = len(self._validation.labels)
+        if not count:
+            return None, None
+        sums = torch.zeros(2, device=self.learner.device)
+        height, width = self._validation.pixels.shape[1:3]
+        size = max(1, min(JUDGED_AT_ONCE, STEP_PIXELS // (height * width)))
+        for at in range(0, count, size):
+            part = slice(at, at + size)
+            sums += self.learner.judge(self._validation.pixels[part], self._validation.labels[part])
+            self._stop_if_asked()
+        loss, accuracy = (sums / count).tolist()
+        return loss, accuracy
+
+    def _metrics(self, validation_loss: float | None, validation_accuracy: float | None) -> EpochMetrics:
+        images, seconds = self.position.images, self.position.seconds
+        loss, accuracy = (self._sums / images).tolist()
+        return EpochMetrics(
+            epoch=len(self.position.history) + 1,
+            step=self.position.step,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            learning_rate=self._plan.rate(self.position.step - 1),
+            images_per_s=images / max(1e-9, seconds),
+            seconds=seconds,
+        )
+
+    def _stop_if_asked(self) -> None:
+        if self._desk.should_stop():
+            self._save()
+            raise TrainingStopped(
+                f"Training run {self._desk.run} was asked to stop after step {self.position.step:,} of "
+                f"{self._plan.steps:,}; its checkpoint is stored, and the same command goes on from there."
+            )
+
+    def _save_in_passing(self) -> None:
+        try:
+            self._save()
+        except StoreUnavailable as error:
+            log.warning("training goes on without the checkpoint of step %d: %s", self.position.step, error)
+            self._saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        self._refuse_nan()
+        loss, correct = self._sums.tolist()
+        self.position = self.position.model_copy(update={"loss_sum": loss, "correct": int(correct)})
+        checkpoint = Checkpoint(
+            run=self._desk.run,
+            fence=self._desk.lease.fence,
+            position=self.position,
+            settings=self.learner.settings(),
+            environment=self.environment,
+        )
+        tensors = self.learner.tensors()
+        key = checkpoints.save(self._desk.store, checkpoint, tensors, may_write=self._desk.lease.check)
+        checkpoints.prune(self._desk.store, self._desk.run, newest=key, best=self.position.best)
+        self._saved_at = time.monotonic()
+
+    def _refuse_nan(self) -> None:
+        tensors = (tensor for group in self.learner.tensors().values() for tensor in group.values())
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise self._diverged("a weight")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        step = max(0, self.position.step - 1)
+        return TrainingDiverged(
+            f"Training diverged: {what} became NaN or infinite in epoch {len(self.position.history) + 1}, by step "
+            f"{step + 1:,} of {self._plan.steps:,} at a learning rate of {self._plan.rate(step):.3g}; "
+            f"try a learning_rate of {self._plan.learning_rate / 4:.2g}."
+        )
+
+
+def is_best(new: EpochMetrics, before: Sequence[EpochMetrics], images: int) -> bool:
+    """Whether an epoch's weights are the ones to keep so far.
+
+    They are, unless an earlier epoch's validation accuracy is higher by more than chance explains: by two standard
+    errors over that many ``images``, and one image. A later epoch's weights have seen a lower learning rate, and the
+    highest of many accuracies on few images is mostly the luckiest.
+    """
+    if new.validation_accuracy is None:
+        return True
+    highest = max((line.validation_accuracy or 0.0 for line in before), default=0.0)
+    share = (highest * images + 1) / (images + 2)  # never 0 or 1, whose standard error would be none
+    tolerance = 2 * math.sqrt(share * (1 - share) / images) + 1 / images
+    return new.validation_accuracy >= highest - tolerance
+
+
+def environment(learner: Learner) -> dict[str, str]:
+    """What the last bit of a result depends on, by name."""
+    on_gpu = learner.device.type == "cuda"
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(learner.device) if on_gpu else learner.device.type,
+        "precision": learner.precision,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def doubts_of(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Why a run that was interrupted ``then`` and is resumed ``now`` may end otherwise than without interruption."""
+    changed = [
+        f"{name} was {then.get(name, 'unknown')} and is {now.get(name, 'unknown')}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    return changed if now["device"] == "cpu" else [*changed, f"{now['device']} does not repeat itself bit for bit"]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _summary(metrics: EpochMetrics, epochs: int) -> str:
+    right = metrics.train_accuracy if metrics.validation_accuracy is None else metrics.validation_accuracy
+    return f"epoch {metrics.epoch} of {epochs}: loss {metrics.train_loss:.3f}, accuracy {right:.3f}"

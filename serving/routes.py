@@ -1,0 +1,226 @@
+"""The routes. Each takes its one reference to the live model first and keeps to it until it has answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from pydantic import ValidationError
+
+from pipeline import registry
+from pipeline.artifacts import ModelVersion
+from pipeline.errors import NotFound
+from pipeline.store import Store
+from serving.model_watch import ModelWatch
+from serving.predictor import Predictor
+from serving.problems import PROBLEM_CONTENT
+from serving.schemas import Live, ModelStatus, Prediction, Predictions, Ready
+from serving.settings import ServingSettings
+from serving.uploads import is_multipart
+
+REPORT = "report.html"
+REPORT_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "sandbox allow-scripts",
+    )
+)
+"""The report shows and runs what is in it (its own policy narrows the scripts down to one digest), fetches and sends
+nothing, and has an origin of its own, apart from this server's."""
+
+router = APIRouter()
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "An encoded image: PNG, JPEG, WebP, BMP, TIFF or GIF, whatever the Content-Type says; or one "
+        "or several of them as the file parts of multipart/form-data, under any field name.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                },
+                "encoding": {"image": {"contentType": "image/png, image/jpeg, application/octet-stream"}},
+            },
+            "image/png": _BINARY,
+            "image/jpeg": _BINARY,
+            "application/octet-stream": _BINARY,
+        },
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the routes work with; built by the composition root."""
+
+    settings: ServingSettings
+    models: Store
+    watch: ModelWatch
+    predictor: Predictor
+
+
+async def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+FromServer = Annotated[Server, Depends(_server)]
+
+
+def _problems(details: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of problems, by their status."""
+    return {status: {"description": text, "content": PROBLEM_CONTENT} for status, text in details.items()}
+
+
+@router.post(
+    "/predict",
+    summary="Classify images",
+    response_model=Prediction | Predictions,
+    response_description="A prediction for one image; a list of them, in order, for several.",
+    openapi_extra=_BODY,
+    responses=_problems(
+        {
+            400: "There is no image in the body.",
+            413: "The body is over the limit.",
+            415: "A multipart type other than form-data, or a compressed body.",
+            422: "Bytes that are not an image we read.",
+            503: "No model is live yet.",
+        }
+    ),
+)
+async def predict(request: Request, server: FromServer) -> Response:
+    """Send an image, get its classes.
+
+    - one, as it is: `curl --data-binary @boot.png http://127.0.0.1:8080/predict`
+    - one or several, as a form: `curl -F image=@boot.png -F image=@shirt.jpg http://127.0.0.1:8080/predict`
+    """
+    _refuse_media(request)
+    body = await _bounded_body(request, server.settings.max_body_mb << 20)
+    live = server.watch.state.live
+    if live is None:
+        raise HTTPException(503, _nothing_live(server))
+    predictions = await server.predictor.answer(live, request.headers.get("content-type", ""), body)
+    answer = predictions[0] if len(predictions) == 1 else Predictions(predictions=tuple(predictions))
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@router.get("/v2/health/live", summary="The process answers")
+async def health_live() -> Live:
+    """Always, as long as it answers at all."""
+    return Live()
+
+
+@router.get("/v2/health/ready", summary="A model is loaded", responses=_problems({503: "No model is live yet."}))
+async def health_ready(server: FromServer) -> Ready:
+    """Whether images sent now would be classified."""
+    if server.watch.state.live is None:
+        raise HTTPException(503, _nothing_live(server))
+    return Ready()
+
+
+@router.get("/v2/models/{name}", summary="What is live", responses=_problems({404: "Another model is served here."}))
+async def model_status(name: str, server: FromServer) -> ModelStatus:
+    """The live version, where it comes from, and why nothing newer is live, if so."""
+    _refuse_other_model(name, server)
+    state = server.watch.state
+    alias = None if server.settings.version else server.settings.alias
+    if state.live is None:
+        return ModelStatus(name=name, alias=alias, ready=False, swap_error=state.error)
+    manifest = state.live.manifest
+    return ModelStatus(
+        name=name,
+        alias=alias,
+        ready=True,
+        version=manifest.version,
+        dataset=manifest.dataset.dataset,
+        dataset_version=manifest.dataset.version,
+        classes=manifest.classes,
+        metrics=manifest.metrics,
+        created_at=manifest.created_at,
+        live_since=state.live.since,
+        report=f"/v2/models/{name}/versions/{manifest.version}/report",
+        swap_error=state.error,
+    )
+
+
+@router.get(
+    "/v2/models/{name}/versions/{version}/report",
+    summary="The evaluation report of a version",
+    response_class=Response,
+    responses={
+        200: {"description": "A self-contained page.", "content": {"text/html": {}}},
+        **_problems(
+            {
+                404: "No such version of the served model.",
+                502: "The stored report is not the one that was registered.",
+                503: "The object store does not answer.",
+            }
+        ),
+    },
+)
+def report(name: str, version: str, server: FromServer) -> Response:
+    """The page that was stored beside the model, its SHA-256 verified."""
+    _refuse_other_model(name, server)
+    try:
+        wanted = ModelVersion(model=name, version=version)
+    except ValidationError as error:
+        raise NotFound(f"{version!r} is not a version of a model.") from error
+    manifest = registry.read_manifest(server.models, wanted.model, wanted.version)
+    page = registry.load_file(server.models, manifest, REPORT)
+    headers = {
+        "Content-Security-Policy": REPORT_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _refuse_other_model(name: str, server: Server) -> None:
+    if name != server.settings.model:
+        raise HTTPException(404, f"This server serves model {server.settings.model!r}, not {name!r}.")
+
+
+def _nothing_live(server: Server) -> str:
+    error = server.watch.state.error
+    why = f" {error.reason}" if error else ""
+    return f"No version of model {server.settings.model!r} is live yet.{why}"
+
+
+def _refuse_media(request: Request) -> None:
+    """Refuse what is certainly not an image; of all else the decoder judges the bytes."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().lstrip().startswith("multipart/") and not is_multipart(content_type):
+        raise HTTPException(415, f"{content_type.partition(';')[0]} is not read: send multipart/form-data.")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HTTPException(415, f"Content-Encoding {encoding} is not read: send the image as it is.")
+
+
+async def _bounded_body(request: Request, limit: int) -> bytes:
+    """The request's body, never more of it than ``limit`` bytes in memory.
+
+    What a refused client goes on sending is thrown away by the server, so that it gets to read the answer.
+
+    Raises:
+        HTTPException: 413, the body is declared or found to be over ``limit`` bytes.
+    """
+    excess = HTTPException(413, f"The body is over the limit of {limit >> 20} MiB.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise excess
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit:
+            raise excess
+        body += chunk
+    return bytes(body)

@@ -1,0 +1,103 @@
+"""What the inference server answers, as OpenAPI describes it."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": [fields]})
+
+
+class ClassProbability(BaseModel):
+    """A class, and how probable the model thinks it is."""
+
+    model_config = _example(label="ankle boot", probability=0.974312)
+
+    label: str
+    probability: Probability
+
+
+class Prediction(BaseModel):
+    """What one model version says of one image."""
+
+    model_config = _example(
+        label="ankle boot",
+        probability=0.974312,
+        top=[{"label": "ankle boot", "probability": 0.974312}, {"label": "sneaker", "probability": 0.018245}],
+        model="fashion-mnist",
+        model_version="20261122T093000Z-1f3a5c7e",
+        dataset_version="0b7d52c3a1e94f68",
+    )
+
+    label: str = Field(description="The most probable class.")
+    probability: Probability = Field(description="Of that class, rounded to six decimals.")
+    top: tuple[ClassProbability, ...] = Field(description="The most probable classes, best first.")
+    model: str
+    model_version: str = Field(description="The version that computed this answer.")
+    dataset_version: str = Field(description="The dataset version that it was trained on.")
+
+
+class Predictions(BaseModel):
+    """What one model version says of several images, in the order in which they were sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    predictions: tuple[Prediction, ...]
+
+
+class Problem(BaseModel):
+    """What was wrong with a request, as RFC 9457 says it; its media type is ``application/problem+json``."""
+
+    model_config = _example(
+        type="about:blank", title="Unprocessable Content", status=422, detail="The image cannot be used: truncated PNG."
+    )
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str = Field(description="The HTTP status in words.")
+    status: int
+    detail: str = Field(description="One sentence for a person.")
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    live: Literal[True] = True
+
+
+class Ready(BaseModel):
+    """A model is loaded."""
+
+    ready: Literal[True] = True
+
+
+class SwapError(BaseModel):
+    """Why the server does not serve what it should: a version that does not load, or a store that does not answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str | None = Field(description="The version that was to go live, if that much is known.")
+    reason: str
+    at: datetime = Field(description="When this was first seen.")
+
+
+class ModelStatus(BaseModel):
+    """What is live, and where it comes from; all but the name is null while no version is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    alias: str | None = Field(description="The alias that the server follows; null when it is pinned to a version.")
+    ready: bool
+    version: str | None = None
+    dataset: str | None = None
+    dataset_version: str | None = None
+    classes: tuple[str, ...] | None = None
+    metrics: dict[str, float] | None = Field(None, description="Of the evaluation on the test split.")
+    created_at: datetime | None = Field(None, description="When the version was registered.")
+    live_since: datetime | None = Field(None, description="When this server began to serve it.")
+    report: str | None = Field(None, description="Path of the version's evaluation report on this server.")
+    swap_error: SwapError | None = Field(None, description="Null while the server serves what it should.")

@@ -1,0 +1,92 @@
+"""The inference server's own settings, from ``SAFELIGHT_SERVING_…`` variables; frozen, built only in the entry point.
+
+- The model's name has no default: a server that guesses which model is meant would sooner or later serve another one.
+- Where the models are stored, and with which credentials, is said by the variables that the pipeline uses too
+  (``pipeline.settings``).
+- ``$PORT`` counts where ``SAFELIGHT_SERVING_PORT`` is not set, because that is how container platforms tell the port.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.artifacts import Name
+from pipeline.errors import InvalidSettings
+from pipeline.registry import CHAMPION
+from pipeline.settings import SERVING_PREFIX
+
+
+class ServingSettings(BaseModel):
+    """What the surroundings decide about one inference server.
+
+    Attributes:
+        model: name of the model to serve; has to be given.
+        alias: which of its versions: the one that this alias points at, from moment to moment.
+        version: serve this version for good instead.
+        host: address to listen on; only this machine by default.
+        port: to listen on; 0 takes a free one.
+        poll_s: how often the alias is looked at, in seconds.
+        top_k: how many classes an answer names.
+        max_body_mb: largest request body, in MiB.
+        threads: images decoded and classified at once; by default one per core.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Name
+    alias: Name = CHAMPION
+    version: str | None = Field(None, pattern=r"^\d{8}T\d{6}Z-[0-9a-f]{8}$")
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    poll_s: float = Field(1.0, ge=0.05, le=60)
+    top_k: int = Field(5, ge=1, le=1000)
+    max_body_mb: int = Field(32, ge=1, le=1024)
+    threads: int | None = Field(None, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _alias_or_version(self) -> Self:
+        if self.version is not None and "alias" in self.model_fields_set:
+            raise ValueError("a server follows an alias or is pinned to a version: set one of the two")
+        return self
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """The settings that ``environ`` holds.
+
+        Raises:
+            InvalidSettings: a variable is missing, unknown or out of range.
+        """
+        given = {
+            name.removeprefix(SERVING_PREFIX).lower(): value
+            for name, value in environ.items()
+            if name.startswith(SERVING_PREFIX) and value != ""
+        }
+        _refuse_unknown(given, cls)
+        if "model" not in given:
+            raise InvalidSettings(
+                f"{SERVING_PREFIX}MODEL is not set: it names the model to serve; `safelight models list` shows them."
+            )
+        port_of_platform = "port" not in given and environ.get("PORT")
+        if port_of_platform:
+            given["port"] = port_of_platform
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise InvalidSettings(_sentence(error, "PORT" if port_of_platform else f"{SERVING_PREFIX}PORT")) from error
+
+
+def _sentence(error: ValidationError, port_variable: str) -> str:
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else "version"
+    variable = port_variable if field == "port" else SERVING_PREFIX + field.upper()
+    return f"{variable}: {first['msg'].removeprefix('Value error, ')}."
+
+
+def _refuse_unknown(given: Mapping[str, str], settings: type[BaseModel]) -> None:
+    for name in given:
+        if name not in settings.model_fields:
+            near = difflib.get_close_matches(name, settings.model_fields, n=1)
+            hint = f"; did you mean {SERVING_PREFIX}{near[0].upper()}?" if near else "."
+            raise InvalidSettings(f"{SERVING_PREFIX}{name.upper()} is not a setting{hint}")

@@ -1,0 +1,304 @@
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import tiny_models
+from live_server import wait_until
+
+from pipeline import embedded_store, images, processes, registry
+from pipeline.artifacts import ModelVersion
+from pipeline.deploy import serving_environ
+from pipeline.onnx_model import OnnxModel
+from pipeline.settings import Settings
+from pipeline.zones import Zones, open_zones, reachable
+
+MODEL = "shapes"
+PNG = images.encode_png(tiny_models.picture(5))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running ``python -m serving``, and a client of it."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def version(self) -> str | None:
+        """What the server says is live."""
+        version: str | None = self.client.get(f"/v2/models/{MODEL}").json()["version"]
+        return version
+
+    def wait_for(self, version: ModelVersion) -> None:
+        """Return when ``version`` is live."""
+        wait_until(lambda: self.version() == version.version, 30)
+
+    def end(self, timeout_s: float = 20) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+Start = Callable[..., Serving]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts inference servers, which end with the test."""
+    with ExitStack() as running:
+        yield lambda settings, **own: running.enter_context(_serving(settings, tmp_path, own))
+
+
+@contextmanager
+def _serving(settings: Settings, folder: Path, own: dict[str, str]) -> Iterator[Serving]:
+    environ = serving_environ(settings, MODEL, 0, os.environ)
+    environ |= {"SAFELIGHT_SERVING_POLL_S": "0.1", **{f"SAFELIGHT_SERVING_{name}": own[name] for name in own}}
+    log = folder / "serving.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "serving"], env=environ, stderr=file)
+    try:
+        wait_until(lambda: b" answers at " in log.read_bytes() or process.poll() is not None, 30)
+        found = re.search(r"answers at (\S+)", log.read_text())
+        assert found, log.read_text()
+        with httpx.Client(base_url=found[1], trust_env=False, timeout=30) as client:
+            yield Serving(process, client, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def private_store(tmp_path: Path) -> Iterator[Settings]:
+    """Settings of an object store that this test may stop."""
+    home = tmp_path / "home"
+    try:
+        yield reachable(Settings(home=home, store_patience_s=5))
+    finally:
+        embedded_store.down(home)
+
+
+def register(zones: Zones, seed: int) -> ModelVersion:
+    """A version of ``MODEL``."""
+    return tiny_models.register(zones.checkpoints, zones.models, MODEL, seed)
+
+
+def point_at(zones: Zones, version: ModelVersion) -> None:
+    """Move the champion alias."""
+    registry.set_alias(zones.models, MODEL, registry.CHAMPION, version.version, reason="test")
+
+
+def store_pid(settings: Settings) -> int:
+    """Process id of a private store."""
+    service = processes.find(settings.home, embedded_store.NAME)
+    assert service
+    return service.pid
+
+
+def large_png(side: int) -> bytes:
+    """A black grey PNG of ``side`` x ``side`` pixels, a few hundred KB even where its pixels would fill memory."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(1)
+    row = bytes(side + 1)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_images_are_classified_over_http(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """A registered model behind the alias answers raw bodies and forms as it answers in this process."""
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(zone_settings)
+    server.wait_for(version)
+    model = OnnxModel(zones.models.get(f"{MODEL}/{version.version}/model.onnx"))
+    expected = model.probabilities(tiny_models.picture(5)[None])[0]
+    raw = server.client.post("/predict", content=PNG).json()
+    assert raw["label"] == tiny_models.DATASET.classes[int(np.argmax(expected))]
+    assert raw["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
+    assert raw["model_version"] == version.version
+    assert server.client.post("/predict", files={"image": ("a.png", PNG)}).json() == raw
+    assert server.client.get(f"/v2/models/{MODEL}/versions/{version.version}/report").content == tiny_models.REPORT
+
+
+def test_an_answer_waits_for_no_acknowledgement(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """On a connection that is kept open, half of the answers take less than 20 ms (Nagle's algorithm would add 40)."""
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(zone_settings)
+    server.wait_for(version)
+    seconds = []
+    for _ in range(50):
+        begun = time.perf_counter()
+        server.client.post("/predict", content=PNG)
+        seconds.append(time.perf_counter() - begun)
+    assert sorted(seconds)[25] < 0.02
+
+
+def test_hostile_bytes_cost_neither_a_5xx_nor_much_time(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """Bombs, noise and broken files are refused with a reason, each within two seconds, in bounded memory."""
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(zone_settings)
+    server.wait_for(version)
+    before = psutil.Process(server.process.pid).memory_info().rss
+    noise = np.random.default_rng(0).bytes(20 << 20)
+    hostile = [large_png(13_000), large_png(20_000), noise, noise[:1000], b"text", PNG[:-20], PNG[:40], b"\xff\xd8\xff"]
+    for data in hostile:
+        begun = time.monotonic()
+        for answer in (
+            server.client.post("/predict", content=data),
+            server.client.post("/predict", files={"f": ("x", data)}),
+        ):
+            assert answer.status_code == 422, answer.text
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert time.monotonic() - begun < 4
+    after = psutil.Process(server.process.pid).memory_info().rss
+    assert after - before < 200 << 20
+    assert server.client.post("/predict", content=PNG).status_code == 200
+
+
+def test_swaps_under_load_drop_and_mix_nothing(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """While versions change, each request is answered by the version that it names, and after a swap by the new one."""
+    versions = [register(zones, seed) for seed in (1, 2, 3)]
+    model = {each.version: OnnxModel(zones.models.get(f"{MODEL}/{each.version}/model.onnx")) for each in versions}
+    expected = {name: float(it.probabilities(tiny_models.picture(5)[None]).max()) for name, it in model.items()}
+    point_at(zones, versions[0])
+    server = start(zone_settings)
+    server.wait_for(versions[0])
+    stop, seen, wrong = threading.Event(), set(), []
+
+    def send() -> None:
+        with httpx.Client(base_url=server.client.base_url, trust_env=False, timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post("/predict", content=PNG)
+                said = answer.json()
+                if answer.status_code != 200 or abs(said["probability"] - expected[said["model_version"]]) > 1e-4:
+                    wrong.append(answer.text)
+                seen.add(said.get("model_version"))
+
+    senders = [threading.Thread(target=send) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    try:
+        for version in (versions[1], versions[2], versions[0], versions[1]):
+            point_at(zones, version)
+            server.wait_for(version)
+            assert server.client.post("/predict", content=PNG).json()["model_version"] == version.version
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+    assert not wrong
+    assert seen == expected.keys()
+
+
+def test_a_server_without_a_model_gets_ready_by_itself(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """Started before anything is registered, it is live, not ready, and later ready."""
+    server = start(zone_settings)
+    assert server.client.get("/v2/health/live").status_code == 200
+    assert server.client.get("/v2/health/ready").status_code == 503
+    assert server.client.post("/predict", content=PNG).status_code == 503
+    version = register(zones, 1)
+    point_at(zones, version)
+    server.wait_for(version)
+    assert server.client.get("/v2/health/ready").status_code == 200
+    assert server.client.post("/predict", content=PNG).status_code == 200
+
+
+def test_a_model_altered_in_the_store_never_answers(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """Bytes that are not those of the manifest are not loaded: the old version stays, and the status says why."""
+    good, bad = register(zones, 1), register(zones, 2)
+    point_at(zones, good)
+    server = start(zone_settings)
+    server.wait_for(good)
+    zones.models.put(f"{MODEL}/{bad.version}/model.onnx", tiny_models.linear_onnx(tiny_models.DATASET, 3))
+    point_at(zones, bad)
+    wait_until(lambda: server.client.get(f"/v2/models/{MODEL}").json()["swap_error"] is not None)
+    status = server.client.get(f"/v2/models/{MODEL}").json()
+    assert (status["version"], status["swap_error"]["version"]) == (good.version, bad.version)
+    assert "was altered" in status["swap_error"]["reason"]
+    assert server.client.post("/predict", content=PNG).json()["model_version"] == good.version
+
+
+def test_it_goes_on_answering_while_the_store_is_away(private_store: Settings, start: Start) -> None:
+    """Without its store the server answers as before and says so; when the store is back it follows the alias again."""
+    zones = open_zones(private_store)
+    first, second = register(zones, 1), register(zones, 2)
+    point_at(zones, first)
+    server = start(private_store)
+    server.wait_for(first)
+    os.kill(store_pid(private_store), signal.SIGKILL)
+    wait_until(lambda: server.client.get(f"/v2/models/{MODEL}").json()["swap_error"] is not None)
+    assert server.client.get("/v2/health/ready").status_code == 200
+    assert server.client.post("/predict", content=PNG).json()["model_version"] == first.version
+    report = server.client.get(f"/v2/models/{MODEL}/versions/{first.version}/report")
+    assert (report.status_code, report.headers["content-type"]) == (503, "application/problem+json")
+    connection = embedded_store.up(private_store.home, int(str(private_store.s3_endpoint).rpartition(":")[2]))
+    assert connection.endpoint == private_store.s3_endpoint
+    point_at(zones, second)
+    server.wait_for(second)
+    assert server.client.get(f"/v2/models/{MODEL}").json()["swap_error"] is None
+
+
+def test_a_store_that_hangs_holds_up_nothing(private_store: Settings, start: Start) -> None:
+    """A store that accepts connections and never answers delays neither predictions nor the end of the process."""
+    zones = open_zones(private_store)
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(private_store)
+    server.wait_for(version)
+    store = store_pid(private_store)
+    os.kill(store, signal.SIGSTOP)
+    try:
+        time.sleep(0.5)
+        for _ in range(20):
+            assert server.client.post("/predict", content=PNG, timeout=2).status_code == 200
+        assert server.end() == 0
+    finally:
+        os.kill(store, signal.SIGCONT)
+
+
+def test_sigterm_answers_what_is_under_way(zones: Zones, zone_settings: Settings, start: Start) -> None:
+    """A request that is half sent when SIGTERM comes is still answered; then the process ends with status 0."""
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(zone_settings)
+    server.wait_for(version)
+    url = server.client.base_url
+    with socket.create_connection((url.host, url.port or 0), timeout=10) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PNG) + PNG[:50])
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        slow.sendall(PNG[50:])
+        answer = slow.recv(10_000)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_idle_connections_do_not_keep_it_from_ending(zone_settings: Settings, start: Start) -> None:
+    """A client that keeps its connection open does not delay the end."""
+    server = start(zone_settings)
+    assert server.client.get("/v2/health/live").status_code == 200
+    begun = time.monotonic()
+    assert server.end() == 0
+    assert time.monotonic() - begun < 5

@@ -1,0 +1,34 @@
+import pytest
+from pydantic import ValidationError
+
+from pipeline import console
+from pipeline.artifacts import TrainConfig
+from pipeline.errors import NotFound, StoreUnavailable
+
+
+def test_a_mistake_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """A person's mistake gives its own sentence and exit status 2."""
+    assert console.exit_status(NotFound("There is no dataset 'cats'.")) == console.EXIT_MISTAKE
+    assert capsys.readouterr().err == "safelight: There is no dataset 'cats'.\n"
+
+
+def test_a_fault_of_the_surroundings_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """A store that does not answer is no mistake of the person."""
+    assert console.exit_status(StoreUnavailable("The store does not answer.")) == console.EXIT_FAULT
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_bad_value_names_its_field(capsys: pytest.CaptureFixture[str]) -> None:
+    """A record's refusal names the field and what was given."""
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate({"epochs": 0})
+    assert console.exit_status(caught.value) == console.EXIT_MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("safelight: epochs: ")
+    assert said.count("\n") == 1
+
+
+def test_a_mistake_of_the_program_is_not_hidden() -> None:
+    """An error that nobody foresaw goes on as it is, with its traceback."""
+    with pytest.raises(ZeroDivisionError):
+        console.exit_status(ZeroDivisionError())
