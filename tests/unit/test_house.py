@@ -78,7 +78,9 @@ def test_readme_names_commands_that_exist() -> None:
     assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
 
 
-@pytest.mark.parametrize("pattern", [r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian", r"/work/|/root/|/farm/"])
+@pytest.mark.parametrize(
+    "pattern", [r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian", r"/work/[a-z.]+/|/root/|/farm/[a-z]"]
+)
 def test_nothing_names_a_registry_or_a_machine(pattern: str) -> None:
     """No tracked file names a package registry's host or a path of one machine."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
