@@ -77,7 +77,7 @@ class PixelSpec(Record):
 class PrepareConfig(Record):
     """What a person can choose about preparation.
 
-    All but ``keep`` is part of a dataset version's identity.
+    It is part of a dataset version's identity only by what it makes of the images.
     """
 
     size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(

@@ -31,10 +31,14 @@ def epoch_batches(images: int, batches: int, generator: torch.Generator) -> tupl
     return torch.tensor_split(torch.randperm(images, generator=generator), batches)
 
 
-def mirrored(index: Tensor, images: int, *, seed: int, epoch: int) -> Tensor:
-    """Which of the images ``index`` an epoch shows mirrored: bool (B,), the others than in the epoch before."""
-    first = torch.randint(2, (images,), generator=generator_at(seed, "mirror"))
-    return (first[index] + epoch) % 2 == 1
+def first_sides(images: int, seed: int) -> Tensor:
+    """Which side of each image the first epoch shows, int64 (N,): 1 for the mirror image."""
+    return torch.randint(2, (images,), generator=generator_at(seed, "sides"))
+
+
+def mirrored(sides: Tensor, epoch: int) -> Tensor:
+    """Which images that epoch shows mirrored, bool (N,), given the sides that the first one shows."""
+    return (sides + epoch) % 2 == 1
 
 
 def augmented(

@@ -32,6 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pipeline import buckets, processes
 from pipeline.errors import LocalServiceFailed
@@ -229,9 +230,13 @@ def _refuse_second_user(data: Path) -> None:
     index = data / "filerldb2" / "00" / "LOCK"
     if not index.exists():
         return
+    # The lock that a server holds on its index; one that was just killed may hold it for a moment yet.
+    moment = Retrying(
+        retry=retry_if_exception_type(BlockingIOError), stop=stop_after_delay(3), wait=wait_fixed(0.05), reraise=True
+    )
     with index.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what the server itself holds
+            moment(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LocalServiceFailed(
                 f"{data} is in use by a server that was started elsewhere, or whose record is lost: stop it first."

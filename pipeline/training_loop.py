@@ -9,17 +9,14 @@
 
 import logging
 import math
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
-from pipeline import augment, checkpoints
+from pipeline import augment, checkpoints, exactness
 from pipeline.artifacts import EpochMetrics, TrainConfig
 from pipeline.checkpoints import Checkpoint, Position
 from pipeline.errors import StoreUnavailable, TrainingDiverged, TrainingStopped
@@ -79,14 +76,15 @@ class Training:
         validation: Examples,
     ) -> None:
         self.position = Position()
-        self.environment = environment(learner)
-        self._desk = desk
         self.learner = learner
+        self.environment = exactness.environment(learner.device, learner.precision)
+        self._desk = desk
         self._config = config
         self._training = training
         self._validation = validation
         self._plan = plan
         self._sums = torch.zeros(2, device=learner.device)  # loss and right predictions of the epoch under way
+        self._sides = augment.first_sides(plan.images, config.seed) if config.flip else None
         self._saved_at = time.monotonic()
         self._reported_at = -math.inf
 
@@ -102,10 +100,10 @@ class Training:
         if found is None:
             return
         checkpoint, tensors = found
-        doubts = doubts_of(checkpoint.environment, self.environment)
+        doubts = exactness.doubts_of(checkpoint.environment, self.environment)
         self.position = checkpoint.position.model_copy(update={"exact": checkpoint.position.exact and not doubts})
         self.learner.restore(tensors, checkpoint.settings)
-        self._sums += torch.tensor([self.position.loss_sum, float(self.position.correct)])
+        self._sums.copy_(torch.tensor([self.position.loss_sum, float(self.position.correct)]))
         log.info("training run %s goes on after step %d of %d", self._desk.run, self.position.step, self._plan.steps)
         if doubts:
             log.warning("it cannot be promised that it ends as without the interruption: %s", "; ".join(doubts))
@@ -123,14 +121,13 @@ class Training:
 
     def _step(self, index: Tensor) -> None:
         began = time.perf_counter()
-        seed, step = self._config.seed, self.position.step
-        sides = augment.mirrored(index, self._plan.images, seed=seed, epoch=step // self._plan.batches)
+        step = self.position.step
         pixels = augment.augmented(
             self._training.pixels,
             index,
-            mirror=sides if self._config.flip else None,
+            mirror=None if self._sides is None else augment.mirrored(self._sides[index], step // self._plan.batches),
             shift=self._config.shift,
-            generator=augment.generator_at(seed, "shift", step),
+            generator=augment.generator_at(self._config.seed, "shift", step),
         )
         labels = self._training.labels[index.to(self.learner.device)]
         self._sums += self.learner.learn(pixels, labels, self._plan.rate(step), step)
@@ -259,40 +256,6 @@ def is_best(new: EpochMetrics, before: Sequence[EpochMetrics], images: int) -> b
     share = (highest * images + 1) / (images + 2)  # never 0 or 1, whose standard error would be none
     tolerance = 2 * math.sqrt(share * (1 - share) / images) + 1 / images
     return new.validation_accuracy >= highest - tolerance
-
-
-def environment(learner: Learner) -> dict[str, str]:
-    """What the last bit of a result depends on, by name."""
-    on_gpu = learner.device.type == "cuda"
-    return {
-        "machine": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "device": torch.cuda.get_device_name(learner.device) if on_gpu else learner.device.type,
-        "precision": learner.precision,
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
-def doubts_of(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Why a run that was interrupted ``then`` and is resumed ``now`` may end otherwise than without interruption."""
-    changed = [
-        f"{name} was {then.get(name, 'unknown')} and is {now.get(name, 'unknown')}"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
-    ]
-    return changed if now["device"] == "cpu" else [*changed, f"{now['device']} does not repeat itself bit for bit"]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def _summary(metrics: EpochMetrics, epochs: int) -> str:

@@ -47,6 +47,14 @@ def test_a_prepared_dataset_is_trained(zones: Zones, dataset: DatasetVersion) ->
     assert weights["network.head.weight"].shape[0] == 2
 
 
+def test_without_a_validation_split(zones: Zones, dataset: DatasetVersion) -> None:
+    """A dataset prepared without held-out images is trained too, and its last epoch is the result."""
+    version = prepare.prepare(zones, dataset.dataset, PrepareConfig(size=small.SIDE, validation_share=0)).version
+    run = train.train(zones, version, CONFIG, device="cpu")
+    assert run.history[-1].validation_accuracy is None
+    assert f"-{run.history[-1].step:09d}/" in run.checkpoint
+
+
 def test_a_finished_run_is_found_without_work(zones: Zones, dataset: DatasetVersion) -> None:
     """The same wish again returns what was trained, and reports no progress because nothing is done."""
     heard: list[Progress] = []

@@ -108,14 +108,6 @@ def test_other_surroundings_are_said_to_be_inexact(caplog: pytest.LogCaptureFixt
     assert f"threads was {threads} and is {threads + 1}" in caplog.text
 
 
-def test_a_gpu_is_never_exact() -> None:
-    """A run resumed on a GPU is inexact even where nothing changed."""
-    cpu, gpu = {"device": "cpu", "torch": "2"}, {"device": "NVIDIA H100", "torch": "2"}
-    assert training_loop.doubts_of(cpu, cpu) == []
-    assert training_loop.doubts_of(gpu, gpu) == ["NVIDIA H100 does not repeat itself bit for bit"]
-    assert training_loop.doubts_of(cpu, gpu | {"torch": "3"})[1] == "torch was 2 and is 3"
-
-
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0] * 99 + [1], list(range(500))])
 @pytest.mark.parametrize("batch_size", [2, 1024])
 def test_awkward_datasets_train(labels: list[int], batch_size: int) -> None:
