@@ -118,7 +118,7 @@ class TrainConfig(Record):
         "small_resnet", description="small_resnet for images up to 64 pixels; the others for larger ones."
     )
     epochs: int | None = Field(
-        None, ge=1, le=10_000, description="Passes over the training images; by default 7, and more for small datasets."
+        None, ge=1, le=10_000, description="Passes over the training images; by default 5, and more for small datasets."
     )
     batch_size: int = Field(
         128, ge=2, le=8192, description="Images per optimizer step; fewer where an epoch would have too few steps."

@@ -356,7 +356,7 @@ def summary(result: PipelineResult) -> list[str]:
 async def serve() -> None:
     """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
     found = [
-        await each.ato_deployment(name="local", entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
+        await each.ato_deployment(name=each.name, entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
         for each in FLOWS
     ]
     await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)

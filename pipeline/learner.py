@@ -31,7 +31,7 @@ WARM_UP = 0.25
 RATE = 0.5
 GENTLE_RATE = 0.05
 """Starting weights would be forgotten at the rate at which fresh ones learn."""
-EPOCHS = 7
+EPOCHS = 5
 STEPS = 400
 """Optimizer steps that a run takes at least, unless the number of epochs is given."""
 BATCHES = 8

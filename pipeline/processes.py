@@ -284,25 +284,27 @@ def _end(service: Service, timeout_s: float) -> None:
 
 def _gone(timeout_s: float, *processes: psutil.Process) -> bool:
     deadline = time.monotonic() + timeout_s
-    while any(_runs(process) for process in processes):
+    while not all(map(_is_over, processes)):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)
     return True
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_over(process: psutil.Process) -> bool:
+    """Whether nothing of it runs: a zombie is over, unless threads of it still hold its files and ports."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return zombie or not process.is_running()
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def _created(pid: int) -> float | None:
-    """When the process ``pid`` was created, or None if there is none, it is a zombie or it is another user's."""
+    """When the process ``pid`` was created, or None if there is none, it is over or it is another user's."""
     try:
         process = psutil.Process(pid)
-        created = None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        created = None if _is_over(process) else process.create_time()
     except psutil.Error:
         return None
     if created is None or sys.platform != "linux":

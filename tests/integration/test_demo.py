@@ -116,14 +116,14 @@ def test_the_deployments_are_ready_in_prefect(demo: Demo) -> None:
 
 def test_a_run_from_the_ui_completes(demo: Demo) -> None:
     """A run that the UI's button would create is picked up and completes."""
-    deployment = demo.prefect("GET", "deployments/name/prepare/local").json()
+    deployment = demo.prefect("GET", "deployments/name/prepare/prepare").json()
     created = demo.prefect("POST", f"deployments/{deployment['id']}/create_flow_run", {"parameters": {}}).json()
     assert _finished(demo, created["id"])["type"] == "COMPLETED"
 
 
 def test_a_bad_value_is_refused_before_any_work(demo: Demo) -> None:
     """A value out of range is refused when the run is created, with the field's name."""
-    deployment = demo.prefect("GET", "deployments/name/train/local").json()
+    deployment = demo.prefect("GET", "deployments/name/train/train").json()
     body = {"parameters": {"config": {"epochs": 0}}}
     refused = demo.prefect("POST", f"deployments/{deployment['id']}/create_flow_run", body)
     assert 400 <= refused.status_code < 500
@@ -132,7 +132,7 @@ def test_a_bad_value_is_refused_before_any_work(demo: Demo) -> None:
 
 def test_a_failed_run_says_what_a_person_would_read(demo: Demo) -> None:
     """The state of a run that failed by a mistake is the very sentence that the command line prints."""
-    deployment = demo.prefect("GET", "deployments/name/prepare/local").json()
+    deployment = demo.prefect("GET", "deployments/name/prepare/prepare").json()
     body = {"parameters": {"dataset": "no-such-dataset"}}
     created = demo.prefect("POST", f"deployments/{deployment['id']}/create_flow_run", body).json()
     state = _finished(demo, created["id"])

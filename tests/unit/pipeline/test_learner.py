@@ -34,10 +34,10 @@ def test_plans(images: int, batch_size: int, epochs: int | None, side: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("images", "batches", "epochs"), [(60_000, 469, 7), (2_000, 16, 25), (400, 8, 50), (40, 3, 134), (2, 1, 400)]
+    ("images", "batches", "epochs"), [(60_000, 469, 5), (2_000, 16, 25), (400, 8, 50), (40, 3, 134), (2, 1, 400)]
 )
 def test_default_plans(images: int, batches: int, epochs: int) -> None:
-    """By default large datasets are passed over seven times, small ones until 400 steps are taken."""
+    """By default large datasets are passed over five times, small ones until 400 steps are taken."""
     work = learner.plan(TrainConfig(batch_size=128), images, pixels(28))
     assert (work.batches, work.epochs) == (batches, epochs)
 
