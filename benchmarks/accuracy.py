@@ -35,6 +35,7 @@ from pipeline.training_loop import Desk
 PIXELS = PixelSpec(height=28, width=28, channels=1)
 CPU = torch.device("cpu")
 NAIVE_S = 15.0
+WARM_UP_BATCHES = 10
 
 
 def main() -> None:
@@ -120,23 +121,21 @@ class PngFiles(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
 def measure_naive(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> float:
     """Run the naive loop, print how fast it was after ten batches, and return its images per core and second."""
-    loader = torch.utils.data.DataLoader(
-        PngFiles([_png(image) for image in images], labels), TrainConfig().batch_size, shuffle=True, num_workers=2
-    )
+    files = PngFiles([_png(image) for image in images], labels)
+    loader = torch.utils.data.DataLoader(files, TrainConfig().batch_size, shuffle=True, num_workers=2)
     network = model.build("small_resnet", len(fashion_mnist.CLASSES), PIXELS).network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    seen, began, used = 0, 0.0, 0.0
-    for step, (batch, answers) in enumerate(loader):
-        if step == 10:
-            seen, began, used = 0, time.perf_counter(), _cpu_seconds()
+    marks = []
+    for batch, answers in loader:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(batch), answers).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        seen += len(answers)
-        if step > 10 and time.perf_counter() - began > NAIVE_S:
-            seconds = time.perf_counter() - began
-            cores = (_cpu_seconds() - used) / seconds  # while the workers live
+        marks.append((time.perf_counter(), _cpu_seconds()))  # the workers' time can be read while they live
+        if marks[-1][0] - marks[0][0] > NAIVE_S:
             break
+    (began, used), (ended, used_at_end) = marks[WARM_UP_BATCHES], marks[-2]
+    seen, seconds = (len(marks) - 2 - WARM_UP_BATCHES) * TrainConfig().batch_size, ended - began
+    cores = (used_at_end - used) / seconds
     print(f"naive loop: {seconds:.1f} s on {cores:.2f} of {os.cpu_count()} cores, {seen / seconds:,.0f} images/s")
     return seen / seconds / cores
 

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = timedelta(seconds=30)
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
+NO_BUCKET = "there is no such bucket; create it or correct the URL"
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -245,7 +246,7 @@ class Store:
             answer = request()
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise InvalidSettings(f"{where}: there is no such bucket; create it or correct the URL.") from error
+                raise InvalidSettings(f"{where}: {NO_BUCKET}.") from error
             raise ObjectMissing(f"{where}: there is no such object.") from error
         except (refusal.AlreadyExistsError, refusal.PreconditionError) as error:
             raise Conflict(f"{where}: another writer was there first.") from error
@@ -258,6 +259,8 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{where}: this key cannot be stored: {_first_line(error)}.") from error
         except refusal.BaseError as error:
+            if "NoSuchBucket" in str(error):
+                raise InvalidSettings(f"{where}: {NO_BUCKET}.") from error
             if "status code: 4" in str(error) and "status code: 429" not in str(error):
                 raise StoreError(f"{where}: the store refuses the request{_code(error)}.") from error
             raise StoreUnavailable(f"{where}: the object store does not answer{_code(error)}.") from error
@@ -277,6 +280,8 @@ def open_store(url: str, settings: Settings) -> Store:
         "access_key_id": settings.s3_access_key_id and settings.s3_access_key_id.get_secret_value(),
         "secret_access_key": settings.s3_secret_access_key and settings.s3_secret_access_key.get_secret_value(),
         "region": settings.s3_region,
+        # The server compares what it got with what was sent; not every server looks at the signed digest alone.
+        "checksum_algorithm": "SHA256",
     }
     config: Any = {name: value for name, value in given.items() if value} if url.startswith("s3://") else {}
     try:

@@ -151,6 +151,8 @@ def test_a_missing_bucket_is_named(store_settings: Settings) -> None:
     store = open_store("s3://safelight-no-such-bucket/x", store_settings)
     with pytest.raises(InvalidSettings, match="safelight-no-such-bucket"):
         store.get("key")
+    with pytest.raises(InvalidSettings, match="safelight-no-such-bucket"):
+        list(store.listing())
 
 
 def test_an_absent_store_is_waited_for_and_logged(caplog: pytest.LogCaptureFixture) -> None:
