@@ -40,7 +40,7 @@ clean: ## stop everything and remove what was stored, after asking
 	@if [ -x $(BIN)/safelight ]; then $(BIN)/safelight demo --clean; else echo "safelight: nothing is installed, so nothing is stored."; fi
 
 test: $(VENV)/.installed-dev ## unit and integration tests, on a real object store and a real Prefect
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -50,6 +50,8 @@ app.add_typer(cli_models.app, name="models")
 
 def main() -> None:
     """Run a command; a person's mistake ends it with one sentence, never with a traceback."""
+    # Read when torch is imported: threads that wait must not spin, since store and server share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except Exception as error:  # noqa: BLE001 - exit_status raises what is no mistake of a person or the surroundings
@@ -69,6 +71,7 @@ def import_(
     source: Annotated[str, typer.Argument(help="A folder (<class>/<image>, or with a labels.csv), or fashion-mnist.")],
     dataset: Annotated[str | None, typer.Option(help="Name of the dataset; by default the folder's.")] = None,
     limit: Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Leave out what is stored, but not in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Copy images into the object store; what is there already is skipped."""
@@ -81,7 +84,7 @@ def import_(
             )
         else:
             name = dataset or sources.dataset_name(Path(source))
-            result = sources.import_folder(zones, Path(source), name, on_progress=on_progress)
+            result = sources.import_folder(zones, Path(source), name, exact=exact, on_progress=on_progress)
     console.show_record(result, as_json=as_json, lines=sources.summary(result))
 
 
@@ -120,6 +123,18 @@ def prepare(
             on_progress=on_progress,
         )
     console.show_record(result, as_json=as_json, lines=step.summary(result))
+
+
+@app.command()
+def quarantine(
+    address: Annotated[str, typer.Argument(metavar="LIST", help="The list's address, as prepare prints it.")],
+    as_json: Json = False,
+) -> None:
+    """Show which images a preparation left out, and why."""
+    from pipeline import prepare as step
+
+    _, zones = open_all()
+    console.show_rows(step.read_quarantine(zones, address), as_json=as_json)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from pipeline.progress import OnProgress, Progress, plain_lines
 EXIT_FAULT = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+ENDS_OF_RUNS = ("View at ", "Finished in state Completed", "Finished in state Failed")
 
 
 @contextmanager
@@ -88,8 +89,9 @@ def log_to_stderr(*, verbose: bool) -> None:
     """Show warnings (with ``verbose`` all of ours) and what flows say of their progress on standard error."""
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    # What Prefect says of every task and subflow that went well would hide what the steps say.
-    screen.addFilter(lambda record: not record.getMessage().startswith(("View at ", "Finished in state Completed")))
+    # What Prefect says of every task and subflow that ended would hide what the steps say; the sentence of one that
+    # failed comes once, at the end.
+    screen.addFilter(lambda record: not record.getMessage().startswith(ENDS_OF_RUNS))
     logging.basicConfig(level=logging.WARNING, handlers=[screen])
     if verbose:
         logging.getLogger("pipeline").setLevel(logging.INFO)

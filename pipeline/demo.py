@@ -6,6 +6,7 @@ stops them all; what is stored remains, so that the next demo does no work twice
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -153,7 +154,9 @@ def _import(settings: Settings, zones: Zones, images: Path | None, limit: int | 
                 zones, fashion_mnist.NAME, limit=limit, cache_dir=cache, on_progress=on_progress
             )
         else:
-            result = sources.import_folder(zones, images, sources.dataset_name(images), on_progress=on_progress)
+            # The folder is what the person sees: what left it must not go on counting, or be mixed with another's.
+            name = sources.dataset_name(images)
+            result = sources.import_folder(zones, images, name, exact=True, on_progress=on_progress)
     for line in sources.summary(result):
         console.say(f"safelight: {line}")
     return result.dataset, time.monotonic() - begun
@@ -165,7 +168,12 @@ def _run_flow(settings: Settings, prefect: str, dataset: str, *, strangers: bool
 
     # Whatever a stranger's first model is worth, it should be seen answering; the report says how good it is.
     gate = GateConfig(minimum_accuracy=0.0) if strangers else GateConfig()
-    result: PipelineResult = asyncio.run(flows.pipeline(dataset, gate=gate))
+    try:
+        result: PipelineResult = asyncio.run(flows.pipeline(dataset, gate=gate))
+    finally:
+        # A demo that failed stops the server at once; the runs' last lines should have reached it by then.
+        for handler in logging.getLogger("prefect.flow_runs").handlers:
+            handler.flush()
     return result
 
 

@@ -23,6 +23,8 @@ def environ(home: Path, url: str | None = None) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Beside other processes on the same cores, torch's threads must not spin while they wait for one another.
+        "OMP_WAIT_POLICY": "PASSIVE",
         # The second version of the UI loads a tracker from the internet, whatever the two settings above say.
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

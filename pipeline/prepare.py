@@ -28,7 +28,7 @@ from pipeline import dataset_index, dataset_versions, images, packing, raw, sele
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig, Record
 from pipeline.dataset_index import NOTHING, Column, Index, digests_of, located_rows, pc, values
 from pipeline.dataset_versions import Prepared
-from pipeline.errors import DatasetRejected, InvalidImage
+from pipeline.errors import DatasetRejected, InvalidImage, NotFound
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.raw import RawImage
@@ -153,7 +153,7 @@ def prepare(
     left_out = _left_out(work, chosen, found.problems, config)
     quarantine = _write_quarantine(zones, dataset, left_out)
     if chosen.problem:
-        where = f"; what was left out, and why, is in {zones.datasets.url}/{quarantine}" if quarantine else ""
+        where = f"; what was left out, and why: safelight quarantine {zones.datasets.url}/{quarantine}" if quarantine else ""
         raise DatasetRejected(f"Dataset {dataset!r}: {chosen.problem}{where}.")
     version = DatasetVersion(
         dataset=dataset, version=chosen.version, classes=chosen.classes, pixels=chosen.pixels, counts=chosen.counts
@@ -193,8 +193,26 @@ def summary(result: PrepareResult) -> list[str]:
     lines += [f"skipped, {reason}: {count:,}" for reason, count in sorted(result.skipped.items())]
     lines += [f"left out, {reason}: {count:,}" for reason, count in sorted(result.reasons.items())]
     if result.quarantine:
-        lines.append(f"what was left out, and why: {result.quarantine} in the datasets zone")
+        lines.append(f"what was left out, and why: safelight quarantine {result.quarantine}")
     return lines
+
+
+def read_quarantine(zones: Zones, address: str) -> list[dict[str, Any]]:
+    """A list of what was left out: key, reason, etag and size (bytes) of each image.
+
+    Args:
+        zones: read: datasets.
+        address: the list's key in the datasets zone, or its URL.
+
+    Raises:
+        NotFound: there is no such list.
+    """
+    # The sentence that names a list ends with a full stop, which is easily copied along.
+    key = address.removeprefix(f"{zones.datasets.url}/").removesuffix(".")
+    data = zones.datasets.get_if_present(key) if "/quarantine/" in key else None
+    if data is None:
+        raise NotFound(f"{address} is no list of images left out: give the address that prepare printed.")
+    return [json.loads(line) for line in data.splitlines()]
 
 
 def _begin(zones: Zones, dataset: str, config: PrepareConfig, listing: pa.Table, before: Prepared | None) -> _Work:

@@ -220,6 +220,9 @@ def _by_table(dataset: str, stored: Iterable[StoredObject], table: bytes) -> Raw
     found = set()
     for item in stored:
         path = unicodedata.normalize("NFC", item.key.removeprefix(f"{dataset}/"))
+        if path not in labels and path not in refused:
+            # A table's cells are read without the spaces around them.
+            path = path.strip()
         if path in labels:
             found.add(path)
             listing.images.append(RawImage(item.key, item.size, item.etag, *labels[path]))

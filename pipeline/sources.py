@@ -6,6 +6,9 @@
   ``valid`` or ``validation``) with class folders in them are given splits; else each folder is a class.
 - ``labels.csv`` is written last, so that a half import is never half-labelled. Broken images are uploaded like others:
   judging them is preparation's work, which keeps the reason.
+- An ``exact`` import makes the dataset what the folder is now, still without deleting: where more is stored than the
+  folder holds, it writes a ``labels.csv`` that names the folder's images alone. That is how removing or moving an image
+  in one's folder reaches the dataset.
 - Links are followed; a link back to a folder that it lies in is counted and left.
 """
 
@@ -46,6 +49,7 @@ from pipeline.zones import Zones
 TOO_LARGE = f"larger than {MAX_BYTES >> 20} MiB"
 NOTEWORTHY = frozenset({TOO_LARGE, TOO_LONG, NO_CLASS})
 MOST_NOTES = 20
+STILL_DECIDES = "{}, which an earlier import stored, still decides the labels: import with --exact to replace it."
 
 
 class ImportReport(Record):
@@ -78,13 +82,16 @@ def dataset_name(folder: Path) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", plain)[:63].strip("-_") or "images"
 
 
-def import_folder(zones: Zones, folder: Path, dataset: str, *, on_progress: OnProgress = silent) -> ImportReport:
+def import_folder(
+    zones: Zones, folder: Path, dataset: str, *, exact: bool = False, on_progress: OnProgress = silent
+) -> ImportReport:
     """Upload a person's folder of images, with what it says of labels and splits.
 
     Args:
         zones: the images zone is written.
         folder: class folders, given splits of class folders, or any folders with a labels.csv.
         dataset: the dataset's name; what is stored under it already stays.
+        exact: leave out of the dataset what is stored and no longer in the folder.
         on_progress: told about files found, and images compared or uploaded.
 
     Raises:
@@ -98,7 +105,7 @@ def import_folder(zones: Zones, folder: Path, dataset: str, *, on_progress: OnPr
         labels = _gather(source, on_progress)
         _refuse_unless_classes(source, labels)
         done = upload(plan, zones.images, source.read, on_progress)
-        notes = [*_class_notes(source.layout, labels), *_finish_labels(source, zones.images)]
+        notes = [*_class_notes(source.layout, labels), *_finish_labels(source, zones.images, exact=exact)]
         return _report(plan, done, source.aside, notes)
 
 
@@ -147,7 +154,7 @@ def summary(report: ImportReport) -> list[str]:
         f"{report.dataset}: {report.uploaded:,} images uploaded ({megabytes:,.1f} MB), "
         f"{report.already_there:,} there already"
     ]
-    lines += [f"{count:,} files skipped: {reason}" for reason, count in sorted(report.skipped.items())]
+    lines += [f"skipped, {reason}: {count:,}" for reason, count in sorted(report.skipped.items())]
     return [*lines, *report.notes]
 
 
@@ -250,14 +257,14 @@ def _refuse_unless_classes(source: _Source, labels: list[str]) -> None:
     if len(labels) >= 2:
         return
     folder = source.folder
-    advice = f"put the images of each class into a folder of its own in {folder}, or list them in {LABELS}"
+    advice = f"put the images of each class into a folder of its own in {folder}, or list them in {LABELS}."
     if not labels:
         left = ", ".join(f"{count} {reason}" for reason, count in sorted(source.aside.counts.items()))
-        raise InvalidInput(f"{folder} holds no image of any class ({left or 'it is empty'}): {advice}.")
+        raise InvalidInput(f"{folder} holds no image of any class ({left or 'it is empty'}): {advice}")
     below = folder / labels[0]
     if below.is_dir() and sum(path.is_dir() for path in below.iterdir()) > 1:
         advice = f"did you mean {below}?"
-    raise InvalidInput(f"{folder} holds only one class, {labels[0]!r}, where two are needed: {advice}.")
+    raise InvalidInput(f"{folder} holds only one class, {labels[0]!r}, where two are needed: {advice}")
 
 
 def _class_notes(layout: _Layout, labels: list[str]) -> list[str]:
@@ -271,20 +278,28 @@ def _class_notes(layout: _Layout, labels: list[str]) -> list[str]:
     return notes[:MOST_NOTES]
 
 
-def _finish_labels(source: _Source, images: Store) -> list[str]:
-    """Write labels.csv, if the folder gives one or given splits; returns notes on it."""
+def _finish_labels(source: _Source, images: Store, *, exact: bool) -> list[str]:
+    """Write labels.csv, if the folder gives one or given splits, or more is stored than it holds; returns notes."""
     plan = source.plan
     key = f"{plan.dataset}/{LABELS}"
     if source.layout.table is not None:
         _put_labels(images, plan.dataset, _table_rows(plan, source.layout.table))
-        return [
-            f"{named} is named in {LABELS}, but is neither here nor stored."
-            for named in islice(plan.missing(), MOST_NOTES)
+        missing = plan.missing()
+        notes = [
+            f"{named} is named in {LABELS}, but is neither here nor stored." for named in islice(missing, MOST_NOTES)
         ]
+        more = sum(1 for _ in missing)
+        return [*notes, f"{more:,} more that {LABELS} names are neither here nor stored."] if more else notes
     if source.layout.splits:
         _put_labels(images, plan.dataset, _planned_rows(plan))
         return []
-    return [f"{key}, which an earlier import stored, still decides the labels."] if images.head(key) else []
+    is_stored = images.head(key) is not None
+    if not exact:
+        return [STILL_DECIDES.format(key)] if is_stored else []
+    gone = sum(why_skipped(stored.removeprefix(f"{plan.dataset}/")) is None for stored in plan.left_over())
+    if is_stored or gone:
+        _put_labels(images, plan.dataset, _planned_rows(plan))
+    return [f"{gone:,} stored images are not in {source.folder}: they stay stored, but are left out."] if gone else []
 
 
 def _put_labels(images: Store, dataset: str, rows: Iterable[LabelRow]) -> None:

@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +28,6 @@ from pipeline.progress import OnProgress, Progress, silent
 from pipeline.store import Store
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Examples, Training
 from pipeline.zones import Zones
-
-log = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
 NORMALISATION_IMAGES = 10_000

@@ -32,6 +32,7 @@ MISSING = """
 SELECT key FROM named
 WHERE key NOT IN (SELECT key FROM planned) AND key NOT IN (SELECT key FROM stored) ORDER BY key
 """
+LEFT_OVER = "SELECT key FROM stored WHERE key NOT IN (SELECT key FROM planned)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,11 @@ class UploadPlan:
     def missing(self) -> Iterator[str]:
         """Keys that are named, but neither planned nor stored."""
         for (key,) in self._database.execute(MISSING):
+            yield key
+
+    def left_over(self) -> Iterator[str]:
+        """Keys that were stored before the upload and are not planned."""
+        for (key,) in self._database.execute(LEFT_OVER):
             yield key
 
 

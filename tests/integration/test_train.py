@@ -4,12 +4,16 @@ import json
 import os
 import random
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -50,6 +54,7 @@ def training(settings: Settings, **options: object) -> Iterator[Process]:
         "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
         "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     wish = json.dumps({"dataset": "pictures", "config": CONFIG.model_dump(mode="json")} | options)
     with subprocess.Popen(
@@ -172,3 +177,76 @@ def test_two_at_once_train_once(zones: Zones, zone_settings: Settings, dataset: 
             first.send_signal(signal.SIGCONT)
             runs = result_of(first), result_of(second)
     assert runs[0] == runs[1] == training_runs.latest(zones.checkpoints, dataset.dataset)
+
+
+class Gate(socketserver.ThreadingTCPServer):
+    """A TCP proxy before the object store that can be shut: connections break, and new ones are closed at once."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        url = urlsplit(target)
+        self.target = (url.hostname, url.port)
+        self.open = threading.Event()
+        self.open.set()
+        self.sockets: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def shut(self) -> None:
+        """Break all connections and let no new one through."""
+        self.open.clear()
+        for each in list(self.sockets):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+class _Forward(socketserver.BaseRequestHandler):
+    server: Gate
+
+    def handle(self) -> None:
+        if not self.server.open.is_set():
+            return
+        with socket.create_connection(self.server.target) as upstream:  # type: ignore[arg-type]
+            pair = {self.request, upstream}
+            self.server.sockets |= pair
+            back = threading.Thread(target=_pump, args=(upstream, self.request), daemon=True)
+            back.start()
+            _pump(self.request, upstream)
+            back.join()
+            self.server.sockets -= pair
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return  # the other end is gone, or the gate was shut
+
+
+def test_an_outage_longer_than_the_lease_costs_time_only(
+    zones: Zones, zone_settings: Settings, dataset: DatasetVersion
+) -> None:
+    """With the store away for three times the lease's ttl, training waits, keeps its lease and ends the same."""
+    expected, elsewhere = uninterrupted(zones, dataset)
+    with Gate(zone_settings.s3_endpoint or "") as gate:
+        threading.Thread(target=gate.serve_forever, daemon=True).start()
+        behind = zone_settings.model_copy(update={"s3_endpoint": gate.url})
+        with training(behind, save_every_s=0, lease_ttl_s=2) as process:
+            read_until(process, "progress: training")
+            gate.shut()
+            time.sleep(6)
+            assert process.poll() is None
+            gate.open.set()
+            run = result_of(process)
+        gate.shutdown()
+    assert_same(zones, run, elsewhere, expected)
+    newest = checkpoints.newest(zones.checkpoints, run.id)
+    assert newest is not None
+    assert newest[0].fence == 1
