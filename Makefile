@@ -7,7 +7,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-IMAGES ?=
+export IMAGES ?=
 DETACH ?=
 
 .PHONY: help install demo stop clean test lint format constraints preflight
@@ -31,7 +31,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 install: $(VENV)/.installed ## create .venv and install the pipeline and the server
 
 demo: $(VENV)/.installed ## import, prepare, train, evaluate, register, promote, deploy, ask (IMAGES=folder, DETACH=1)
-	@$(BIN)/safelight demo $(if $(IMAGES),--images '$(IMAGES)') $(if $(DETACH),--detach)
+	@$(BIN)/safelight demo $(if $(IMAGES),--images "$$IMAGES") $(if $(DETACH),--detach)
 
 stop: ## stop everything that 'make demo DETACH=1' left running
 	@if [ -x $(BIN)/safelight ]; then $(BIN)/safelight demo --stop; else echo "safelight: nothing is installed, so nothing runs."; fi

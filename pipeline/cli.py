@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,11 +31,13 @@ from pipeline.cli_options import (
     dataset_version,
     gate_config,
     given,
+    image_size,
     open_all,
     read_settings,
     train_config,
     training_run,
 )
+from pipeline.errors import InvalidInput
 
 app = typer.Typer(
     name="safelight",
@@ -53,9 +55,13 @@ def main() -> None:
     # Read when torch is imported: threads that wait must not spin, since store and server share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.stdout.flush()  # a reader that is gone is noticed here, and not when the interpreter ends
     except Exception as error:  # noqa: BLE001 - exit_status raises what is no mistake of a person or the surroundings
         sys.exit(console.exit_status(error))
+    if status == console.EXIT_INTERRUPTED:  # typer's way to hand on a Ctrl-C
+        status = console.exit_status(KeyboardInterrupt())
+    sys.exit(status)
 
 
 @app.callback()
@@ -75,6 +81,8 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Copy images into the object store; what is there already is skipped."""
+    if not source.strip():
+        raise InvalidInput("the folder's name is empty: name a folder of images, or fashion-mnist.")
     settings, zones = open_all()
     with console.progress() as on_progress:
         if source == fashion_mnist.NAME and not Path(source).is_dir():
@@ -104,7 +112,7 @@ def prepare(
 
     config = PrepareConfig.model_validate(
         given(
-            size=int(size) if size.isdigit() else size,
+            size=image_size(size),
             colour=colour,
             fit=fit,
             test_share=test_share,
@@ -134,7 +142,11 @@ def quarantine(
     from pipeline import prepare as step
 
     _, zones = open_all()
-    console.show_rows(step.read_quarantine(zones, address), as_json=as_json)
+    rows = step.read_quarantine(zones, address)
+    if as_json:
+        console.show_rows(rows, as_json=True)
+    else:
+        console.out("\n".join(f"{row['key']}: {row['reason']}" for row in rows))
 
 
 @app.command()
@@ -264,7 +276,8 @@ def serve(
     """Answer over HTTP with a model's champion, in the foreground."""
     from pipeline.deploy import serving_environ
 
-    settings, _ = open_all()
+    settings, zones = open_all()
+    registry.resolve(zones.models, model, registry.CHAMPION)  # a name misspelled would be waited for otherwise
     environ = serving_environ(settings, model, port or settings.inference_port, os.environ, host=host)
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environ)  # noqa: S606 - this very interpreter
 
@@ -288,15 +301,13 @@ def run(
     from pipeline import prefect_server
 
     settings = read_settings()
-    preparation = PrepareConfig.model_validate({"size": int(size) if size.isdigit() else size})
+    preparation = PrepareConfig.model_validate({"size": image_size(size)})
     training = train_config(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     gate = gate_config(minimum_accuracy=minimum_accuracy, margin=margin, allow=tuple(allow or ()))
     prefect_server.use(settings.home, prefect_server.url(settings.home))
     from pipeline import flows
 
-    result: Any = asyncio.run(
-        flows.pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
-    )
+    result = flows.run_pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
     console.show_record(result, as_json=as_json, lines=flows.summary(result))
 
 

@@ -21,6 +21,8 @@ def models_list(
     rows = [row for name in names for row in _version_rows(zones, name)]
     if model and not rows:
         registry.resolve(zones.models, model, registry.NEWEST)
+    if not rows:
+        console.say("safelight: no model is registered yet; 'safelight run' trains and registers one.")
     console.show_rows(rows, as_json=as_json)
 
 

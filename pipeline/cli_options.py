@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.artifacts import DatasetVersion, GateConfig, TrainConfig, TrainingRun
-from pipeline.errors import NotFound
+from pipeline.errors import InvalidInput, NotFound
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
 
@@ -43,6 +43,17 @@ def open_all() -> tuple[Settings, Zones]:
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given; the others keep their record's default."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def image_size(size: str) -> int | str:
+    """The given size, which is ``auto`` or a number of pixels.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if size != "auto" and not (size.isascii() and size.isdigit()):
+        raise InvalidInput(f"--size: {size!r} is neither auto nor a number of pixels.")
+    return size if size == "auto" else int(size)
 
 
 def train_config(**options: Any) -> TrainConfig:

@@ -6,11 +6,13 @@ output, so that ``safelight … --json | jq`` works.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -93,6 +95,7 @@ def log_to_stderr(*, verbose: bool) -> None:
     # failed comes once, at the end.
     screen.addFilter(lambda record: not record.getMessage().startswith(ENDS_OF_RUNS))
     logging.basicConfig(level=logging.WARNING, handlers=[screen])
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries are a detail of ours, which say more
     if verbose:
         logging.getLogger("pipeline").setLevel(logging.INFO)
 
@@ -112,16 +115,39 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, SafelightError):
         say(f"safelight: {error}")
         return EXIT_MISTAKE if isinstance(error, InvalidInput) else EXIT_FAULT
-    if isinstance(error, BrokenPipeError):
-        return EXIT_FAULT
+    if isinstance(error, typer.TyperException | typer.Abort):
+        _say_usage(error)
+        return EXIT_MISTAKE
     if isinstance(error, OSError):
-        say(f"safelight: {error.strerror or error}: {error.filename}" if error.filename else f"safelight: {error}")
+        _say_fault(error)
         return EXIT_FAULT
     raise error
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of a record's problems, as one sentence that names the field."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"]) or error.title
+    """The first field that a record refuses, as one sentence that names it.
+
+    Where a field may be of several types, each refuses in turn: the last one named is the one worth reading.
+    """
+    found = error.errors()
+    problem = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]][-1]
+    # Such a field's problems end with the type that refused (as literal['auto']), which is no part of its name.
+    parts = [str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+    field = ".".join(parts) or error.title
     return f"{field}: {problem['msg']} (got {problem['input']!r})."
+
+
+def _say_usage(error: typer.TyperException | typer.Abort) -> None:
+    """What is wrong with a command line, as one sentence; a command without arguments has shown its help already."""
+    if isinstance(error, typer.Abort):
+        say("\nsafelight: nobody answered the question, so nothing was done.")
+    elif message := " ".join(error.format_message().split()):
+        say(f"safelight: {message.rstrip('.')}; see --help.")
+
+
+def _say_fault(error: OSError) -> None:
+    if isinstance(error, BrokenPipeError):
+        # The reader has left, and needs no sentence; what is buffered for it would be complained about at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        say(f"safelight: {error.strerror or error}: {error.filename}" if error.filename else f"safelight: {error}")

@@ -5,7 +5,6 @@ kept by name in the home folder; what is found running is used. Without ``detach
 stops them all; what is stored remains, so that the next demo does no work twice.
 """
 
-import asyncio
 import logging
 import os
 import shlex
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +34,10 @@ QUESTIONS = 100
 """About how many images of the test split the finished server is asked."""
 
 
+FOLDERS = ("cache", "demo", "downloads", "logs", "prefect", "run", "store")
+"""All that Safelight makes in its home; the home itself may be a folder with other things in it."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What the server said to real images over HTTP; one of them is kept as a file for the person's own curl."""
@@ -50,8 +53,10 @@ def demo(settings: Settings, images: Path | None, *, detach: bool, limit: int | 
 
     Raises:
         SafelightError: in one sentence, what went wrong; everything is stopped again then.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came before the end; everything is stopped.
     """
     begun = time.monotonic()
+    images = images and images.expanduser()
     if images is not None and not images.is_dir():
         raise InvalidInput(f"{images} is not a folder: give one that holds a folder of images per class.")
     with stopping_at_the_end(settings):
@@ -64,9 +69,9 @@ def demo(settings: Settings, images: Path | None, *, detach: bool, limit: int | 
         if result.deployment is not None:
             _show_answers(result, ask(settings, zones, result, QUESTIONS))
         console.out(f"\nDone in {time.monotonic() - begun:.0f} s.")
-        if not detach:
-            console.out("Everything stays up until Ctrl-C. What is stored stays for the next time.")
-            threading.Event().wait()
+    if not detach:
+        console.out("Everything stays up until Ctrl-C. What is stored stays for the next time.")
+        _stay(settings)
 
 
 def stop(settings: Settings) -> None:
@@ -89,7 +94,10 @@ def clean(settings: Settings, confirm: Callable[[str], bool]) -> None:
         return
     if confirm(f"Remove {settings.home} with every image, dataset and model stored in it?"):
         stop(settings)
-        shutil.rmtree(settings.home)
+        for name in FOLDERS:
+            shutil.rmtree(settings.home / name, ignore_errors=True)
+        with suppress(OSError):  # what a person keeps there beside ours stays
+            settings.home.rmdir()
         console.say(f"safelight: removed {settings.home}.")
 
 
@@ -103,6 +111,7 @@ def stopping_at_the_end(settings: Settings) -> Iterator[None]:
     except KeyboardInterrupt:
         console.say("\nsafelight: stopping …")
         stop(settings)
+        raise
     except BaseException:
         if not before:
             stop(settings)
@@ -145,6 +154,12 @@ def _start(settings: Settings) -> tuple[Settings, Zones, str]:
     return settings, zones, url
 
 
+def _stay(settings: Settings) -> None:
+    """Wait for Ctrl-C or SIGTERM, and stop everything then."""
+    with suppress(KeyboardInterrupt), stopping_at_the_end(settings):
+        threading.Event().wait()
+
+
 def _import(settings: Settings, zones: Zones, images: Path | None, limit: int | None) -> tuple[str, float]:
     begun = time.monotonic()
     with console.progress() as on_progress:
@@ -169,7 +184,7 @@ def _run_flow(settings: Settings, prefect: str, dataset: str, *, strangers: bool
     # Whatever a stranger's first model is worth, it should be seen answering; the report says how good it is.
     gate = GateConfig(minimum_accuracy=0.0) if strangers else GateConfig()
     try:
-        result: PipelineResult = asyncio.run(flows.pipeline(dataset, gate=gate))
+        result = flows.run_pipeline(dataset, gate=gate)
     finally:
         # A demo that failed stops the server at once; the runs' last lines should have reached it by then.
         for handler in logging.getLogger("prefect.flow_runs").handlers:

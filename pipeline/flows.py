@@ -13,15 +13,17 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from prefect import State, Task, aserve, flow, get_run_logger, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.states import Failed
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 from pydantic import Field
 
 from pipeline import datasets, deploy, evaluate, export, prepare, promote, registry, report, train, training_runs
@@ -122,6 +124,19 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
         deployment=deployment,
         seconds=clock.seconds,
     )
+
+
+def run_pipeline(*args: Any, **kwargs: Any) -> PipelineResult:
+    """Run ``pipeline`` in this process, where SIGTERM is what Ctrl-C is.
+
+    Raises:
+        KeyboardInterrupt: one of the two came.
+    """
+    try:
+        result: PipelineResult = asyncio.run(pipeline(*args, **kwargs))
+    except TerminationSignal as signal:
+        raise KeyboardInterrupt from signal
+    return result
 
 
 @flow(name="prepare", flow_run_name="prepare {dataset}")
@@ -353,10 +368,20 @@ def summary(result: PipelineResult) -> list[str]:
     ]
 
 
+class OnlyKnownParameters(ParameterSchema):
+    """A flow's parameters as JSON schema, in which others are refused."""
+
+    additionalProperties: Literal[False]  # noqa: N815 - JSON schema's name
+
+
 async def serve() -> None:
     """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
     found = [
         await each.ato_deployment(name=each.name, entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
         for each in FLOWS
     ]
+    for deployment in found:
+        # A parameter that the flow does not have would crash the run after its start.
+        known = deployment._parameter_openapi_schema.model_dump()  # noqa: SLF001 - Prefect offers no other way
+        deployment._parameter_openapi_schema = OnlyKnownParameters(**known, additionalProperties=False)  # noqa: SLF001
     await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -42,7 +43,8 @@ def use(home: Path, url: str | None = None) -> None:
     wanted = environ(home, url)
     if url is None and "PREFECT_API_URL" in os.environ:
         return
-    os.environ.pop("PREFECT_API_KEY", None)  # of a cloud account: it would override where runs are sent
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]  # a profile, or the key of a cloud account, would override where runs are sent
     os.environ.update(wanted)
 
 
@@ -74,10 +76,16 @@ def up(home: Path, port: int) -> str:
 
 
 def runner_up(home: Path, server: str, env: Mapping[str, str]) -> None:
-    """Start the process that runs deployments from the UI, or find it; ``env`` is what the flows read."""
-    if processes.find(home, RUNNER) is None:
-        command = [sys.executable, "-m", "pipeline.cli", "serve-flows"]
-        processes.start(home, RUNNER, command, env=_clean(env) | environ(home, server), ports={})
+    """Start the process that runs deployments from the UI, or find it; ``env`` is what the flows read.
+
+    One that asks another server for work is replaced: a server that was killed may have come back on another port.
+    """
+    ports = {"server": urlsplit(server).port or 80}
+    found = processes.find(home, RUNNER)
+    if found is not None and found.ports != ports:
+        processes.stop(home, RUNNER)
+    command = [sys.executable, "-m", "pipeline.cli", "serve-flows"]
+    processes.start(home, RUNNER, command, env=_clean(env) | environ(home, server), ports=ports)
 
 
 def _clean(env: Mapping[str, str]) -> dict[str, str]:

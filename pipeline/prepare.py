@@ -153,7 +153,11 @@ def prepare(
     left_out = _left_out(work, chosen, found.problems, config)
     quarantine = _write_quarantine(zones, dataset, left_out)
     if chosen.problem:
-        where = f"; what was left out, and why: safelight quarantine {zones.datasets.url}/{quarantine}" if quarantine else ""
+        where = (
+            f"; what was left out, and why: safelight quarantine {zones.datasets.url}/{quarantine}"
+            if quarantine
+            else ""
+        )
         raise DatasetRejected(f"Dataset {dataset!r}: {chosen.problem}{where}.")
     version = DatasetVersion(
         dataset=dataset, version=chosen.version, classes=chosen.classes, pixels=chosen.pixels, counts=chosen.counts

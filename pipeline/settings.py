@@ -7,9 +7,11 @@ that holds the value. Where neither an endpoint nor a store URL is set, the embe
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import InvalidSettings
 
@@ -19,6 +21,13 @@ SERVING_PREFIX = "SAFELIGHT_SERVING_"
 Zone = Literal["images", "datasets", "checkpoints", "models", "predictions"]
 ZONES: tuple[Zone, ...] = get_args(Zone)
 SECRETS = ("s3_access_key_id", "s3_secret_access_key")
+
+
+def _refuse_odd_endpoint(endpoint: str) -> str:
+    url = urlsplit(endpoint)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.path.strip("/"):
+        raise PydanticCustomError("endpoint", "this is not of the form http://host:port")
+    return endpoint
 
 
 class Settings(BaseModel):
@@ -52,7 +61,7 @@ class Settings(BaseModel):
     checkpoints_url: str | None = None
     models_url: str | None = None
     predictions_url: str | None = None
-    s3_endpoint: str | None = None
+    s3_endpoint: Annotated[str, AfterValidator(_refuse_odd_endpoint)] | None = None
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
     s3_region: str = "us-east-1"

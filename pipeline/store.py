@@ -20,13 +20,7 @@ from typing import Any, TypeVar
 import obstore
 from obstore import exceptions as refusal
 from obstore.store import ObjectStore, from_url
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from pipeline.errors import (
     AccessDenied,
@@ -34,6 +28,7 @@ from pipeline.errors import (
     Corrupted,
     InvalidSettings,
     ObjectMissing,
+    SafelightError,
     StoreError,
     StoreUnavailable,
 )
@@ -47,7 +42,11 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = timedelta(seconds=30)
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
-NO_BUCKET = "there is no such bucket; create it or correct the URL"
+METADATA_SERVICE = "169.254.169.254"
+"""Where obstore looks for the credentials of a machine in a cloud when it was given none."""
+NO_CREDENTIALS = (
+    "no credentials are set: give SAFELIGHT_S3_ACCESS_KEY_ID and SAFELIGHT_S3_SECRET_ACCESS_KEY, or AWS's own variables"
+)
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -231,40 +230,31 @@ class Store:
         except StoreUnavailable:
             if not self._patience_s:
                 raise
-        again = Retrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            stop=stop_after_delay(self._patience_s),
-            wait=wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.5),
-            before_sleep=before_sleep_log(log, logging.WARNING),
-            reraise=True,
-        )
-        return again(lambda: self._translated(request, action, key))
+        return patience(self._patience_s)(lambda: self._translated(request, action, key))
 
     def _translated(self, request: Callable[[], R], action: str, key: str) -> R:
-        where = f"{action} {self.url}/{key}"
         try:
             answer = request()
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise InvalidSettings(f"{where}: {NO_BUCKET}.") from error
-            raise ObjectMissing(f"{where}: there is no such object.") from error
-        except (refusal.AlreadyExistsError, refusal.PreconditionError) as error:
-            raise Conflict(f"{where}: another writer was there first.") from error
-        except (refusal.PermissionDeniedError, refusal.UnauthenticatedError) as error:
-            raise AccessDenied(f"{where}: the store refuses these credentials{_code(error)}.") from error
-        except NotImplementedError as error:
-            raise InvalidSettings(
-                f"{where}: this kind of store lacks conditional writes; use an S3 service."
-            ) from error
-        except ValueError as error:
-            raise StoreError(f"{where}: this key cannot be stored: {_first_line(error)}.") from error
-        except refusal.BaseError as error:
-            if "NoSuchBucket" in str(error):
-                raise InvalidSettings(f"{where}: {NO_BUCKET}.") from error
-            if "status code: 4" in str(error) and "status code: 429" not in str(error):
-                raise StoreError(f"{where}: the store refuses the request{_code(error)}.") from error
-            raise StoreUnavailable(f"{where}: the object store does not answer{_code(error)}.") from error
+        except (FileNotFoundError, NotImplementedError, ValueError, refusal.BaseError) as error:
+            kind, what = _refusal(error, reading=action in {"GET", "HEAD"})
+            raise kind(f"{action} {self.url}/{key}: {what}{_code(error)}.") from error
         return answer
+
+
+def patience(seconds: float) -> Retrying:
+    """Repeats what finds the store away, for so many seconds, with a line in the log each time."""
+
+    def say(attempt: RetryCallState) -> None:
+        failed = attempt.outcome and attempt.outcome.exception()
+        log.warning("%s Trying again in %.1f s.", failed, attempt.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception_type(StoreUnavailable),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.5),
+        before_sleep=say,
+        reraise=True,
+    )
 
 
 def open_store(url: str, settings: Settings) -> Store:
@@ -298,6 +288,28 @@ def open_store(url: str, settings: Settings) -> Store:
     except (refusal.BaseError, ValueError) as error:
         raise InvalidSettings(f"{url} is not the URL of an object store: {_first_line(error)}.") from error
     return Store(backend, url.rstrip("/"), threads=settings.threads, patience_s=settings.store_patience_s)
+
+
+def _refusal(error: Exception, *, reading: bool) -> tuple[type[SafelightError], str]:  # noqa: PLR0911 - a table
+    """What an error of obstore's means to us: which of our errors it is, and what is wrong, as a clause."""
+    text = str(error)
+    if "NoSuchBucket" in text:
+        return InvalidSettings, "there is no such bucket; create it or correct the URL"
+    if METADATA_SERVICE in text:
+        return InvalidSettings, NO_CREDENTIALS
+    if isinstance(error, refusal.AlreadyExistsError | refusal.PreconditionError):
+        return Conflict, "another writer was there first"
+    if isinstance(error, refusal.PermissionDeniedError | refusal.UnauthenticatedError):
+        return AccessDenied, "the store refuses these credentials"
+    if isinstance(error, NotImplementedError):
+        return InvalidSettings, "this kind of store lacks conditional writes; use an S3 service"
+    if isinstance(error, FileNotFoundError) or (reading and isinstance(error, ValueError)):
+        return ObjectMissing, "there is no such object"
+    if isinstance(error, ValueError):
+        return StoreError, f"this key cannot be stored: {_first_line(error)}"
+    if "status code: 4" in text and "status code: 429" not in text:
+        return StoreError, "the store refuses the request"
+    return StoreUnavailable, "the object store does not answer"
 
 
 def _stored(meta: Any) -> StoredObject:

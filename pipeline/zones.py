@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from pipeline import buckets, embedded_store, store_check
 from pipeline.settings import ZONES, Settings, Zone
-from pipeline.store import Store, open_store
+from pipeline.store import Store, open_store, patience
 
 READ_BACK_ZONES: tuple[Zone, ...] = ("datasets", "checkpoints", "models")
 """The zones in which conditional writes decide who won."""
@@ -62,7 +62,8 @@ def _create_own_buckets(settings: Settings) -> None:
     """Create the buckets that bear our own names; a bucket that a person named is theirs to create."""
     own = [urlsplit(url).netloc for zone in ZONES if (url := settings.zone_url(zone)) == f"s3://safelight-{zone}"]
     if own and settings.s3_endpoint and settings.s3_access_key_id and settings.s3_secret_access_key:
-        buckets.create_buckets(
+        patience(settings.store_patience_s)(
+            buckets.create_buckets,
             settings.s3_endpoint,
             settings.s3_access_key_id.get_secret_value(),
             settings.s3_secret_access_key.get_secret_value(),

@@ -121,13 +121,16 @@ def test_a_run_from_the_ui_completes(demo: Demo) -> None:
     assert _finished(demo, created["id"])["type"] == "COMPLETED"
 
 
-def test_a_bad_value_is_refused_before_any_work(demo: Demo) -> None:
-    """A value out of range is refused when the run is created, with the field's name."""
+@pytest.mark.parametrize(
+    ("parameters", "named"), [({"config": {"epochs": 0}}, "epochs"), ({"no_such_parameter": 1}, "no_such_parameter")]
+)
+def test_a_bad_value_is_refused_before_any_work(demo: Demo, parameters: dict[str, Any], named: str) -> None:
+    """A value out of range, or for nothing, is refused when the run is created, with the field's name."""
     deployment = demo.prefect("GET", "deployments/name/train/train").json()
-    body = {"parameters": {"config": {"epochs": 0}}}
+    body = {"parameters": parameters}
     refused = demo.prefect("POST", f"deployments/{deployment['id']}/create_flow_run", body)
     assert 400 <= refused.status_code < 500
-    assert "epochs" in refused.text
+    assert named in refused.text
 
 
 def test_a_failed_run_says_what_a_person_would_read(demo: Demo) -> None:

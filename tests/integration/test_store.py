@@ -11,7 +11,15 @@ import pytest
 from pydantic import SecretStr
 
 from pipeline import store_check
-from pipeline.errors import AccessDenied, Conflict, Corrupted, InvalidSettings, ObjectMissing, StoreUnavailable
+from pipeline.errors import (
+    AccessDenied,
+    Conflict,
+    Corrupted,
+    InvalidSettings,
+    ObjectMissing,
+    StoreError,
+    StoreUnavailable,
+)
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.zones import Zones, open_zones
@@ -169,3 +177,11 @@ def test_an_absent_store_is_waited_for_and_logged(caplog: pytest.LogCaptureFixtu
     with pytest.raises(StoreUnavailable, match="does not answer"):
         open_store("s3://bucket", settings).get("key")
     assert "does not answer" in caplog.text
+
+
+def test_a_key_that_cannot_be_is_missing(store: Store) -> None:
+    """Asking for a key that no object can have finds nothing; writing one is refused by name."""
+    assert store.get_if_present("a/../b") is None
+    assert store.head("a//b") is None
+    with pytest.raises(StoreError, match="cannot be stored"):
+        store.put("a/../b", b"x")

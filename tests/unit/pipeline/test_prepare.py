@@ -17,7 +17,7 @@ from pipeline import compaction, dataset_versions, datasets, images, packing
 from pipeline.artifacts import DatasetVersion, PrepareConfig
 from pipeline.errors import DatasetRejected, InvalidInput, NotFound
 from pipeline.packing import Chunk, PackedChunk
-from pipeline.prepare import Pack, PrepareResult, prepare, summary
+from pipeline.prepare import Pack, PrepareResult, prepare, read_quarantine, summary
 from pipeline.progress import Progress
 from pipeline.store import Store
 from pipeline.zones import Zones
@@ -484,6 +484,18 @@ def test_what_a_person_is_told(zones: Zones) -> None:
         assert part in text
     assert "skipped, not an image by its name: 1" in text
     assert str(result.quarantine) in text
+
+
+def test_the_list_of_what_was_left_out_is_read_by_its_address(zones: Zones) -> None:
+    """Its key, its URL and the end of the sentence that names it lead to it; anything else is one sentence."""
+    zones.images.put("cats/class-000/broken.png", b"")
+    key = prepare(zones, "cats", CONFIG).quarantine
+    for address in (f"{key}", f"{zones.datasets.url}/{key}", f"{zones.datasets.url}/{key}."):
+        (line,) = read_quarantine(zones, address)
+        assert (line["key"], line["reason"]) == ("cats/class-000/broken.png", "empty file")
+    for address in ("cats", "cats/quarantine/0.jsonl", "cats/latest.json"):
+        with pytest.raises(NotFound, match="is no list of images left out"):
+            read_quarantine(zones, address)
 
 
 def test_the_digest_is_of_the_encoded_bytes(zones: Zones) -> None:

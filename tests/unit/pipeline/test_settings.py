@@ -80,3 +80,10 @@ def test_secrets_are_not_shown() -> None:
     settings = Settings.from_environ({"SAFELIGHT_S3_SECRET_ACCESS_KEY": "s3cr3t"})
     assert "s3cr3t" not in repr(settings)
     assert "s3cr3t" not in str(settings.model_dump())
+
+
+@pytest.mark.parametrize("endpoint", ["foo", "http://", "ftp://host", "http://host:9000/path"])
+def test_an_endpoint_that_is_none_is_refused_by_its_name(endpoint: str) -> None:
+    """An endpoint that no request can be sent to is refused before any is."""
+    with pytest.raises(InvalidSettings, match="SAFELIGHT_S3_ENDPOINT"):
+        Settings.from_environ({"SAFELIGHT_S3_ENDPOINT": endpoint})

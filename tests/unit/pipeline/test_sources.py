@@ -116,7 +116,39 @@ def test_an_earlier_table_is_pointed_out(memory_zones: Zones, tmp_path: Path) ->
     _folder(tmp_path, "cat/a.png", "dog/b.png")
     memory_zones.images.put(f"pets/{LABELS}", b"key,label\ncat/a.png,x\n")
     report, _ = _imported(memory_zones, tmp_path)
-    assert report.notes == ("pets/labels.csv, which an earlier import stored, still decides the labels.",)
+    assert report.notes == (sources.STILL_DECIDES.format(f"pets/{LABELS}"),)
+
+
+def test_an_exact_import_leaves_out_what_left_the_folder(memory_zones: Zones, tmp_path: Path) -> None:
+    """Removed and moved images follow the folder, nothing stored is deleted, and what comes back counts again."""
+    _folder(tmp_path, " cat/a.png", " cat/b.png", "dog/c.png", "dog/d.png")
+    first = import_folder(memory_zones, tmp_path, "pets", exact=True)
+    assert (first.notes, memory_zones.images.head(f"pets/{LABELS}")) == ((), None)
+    (tmp_path / " cat/b.png").rename(tmp_path / "dog/b.png")
+    (tmp_path / "dog/c.png").unlink()
+    second = import_folder(memory_zones, tmp_path, "pets", exact=True)
+    assert second.notes == (f"2 stored images are not in {tmp_path}: they stay stored, but are left out.",)
+    listing = list_raw(memory_zones.images, "pets")
+    assert _labels(listing) == {
+        " cat/a.png": ("cat", None),
+        "dog/b.png": ("dog", None),
+        "dog/d.png": ("dog", None),
+    }
+    assert (dict(listing.skipped), listing.problems) == ({raw.NOT_NAMED: 2}, [])
+    assert memory_zones.images.head("pets/dog/c.png") is not None
+    _folder(tmp_path, "dog/c.png")
+    import_folder(memory_zones, tmp_path, "pets", exact=True)
+    assert "dog/c.png" in _labels(list_raw(memory_zones.images, "pets"))
+
+
+def test_many_missing_images_are_counted(memory_zones: Zones, tmp_path: Path) -> None:
+    """Of the images that a table names and nobody has, the first are named and the rest are counted."""
+    _folder(tmp_path, "a.png", "b.png")
+    rows = "".join(f"gone{number}.png,cat\n" for number in range(sources.MOST_NOTES + 5))
+    (tmp_path / LABELS).write_text(f"key,label\na.png,cat\nb.png,dog\n{rows}")
+    report, _ = _imported(memory_zones, tmp_path)
+    assert len(report.notes) == sources.MOST_NOTES + 1
+    assert report.notes[-1] == "5 more that labels.csv names are neither here nor stored."
 
 
 def test_two_files_of_one_key_are_an_error_that_names_both(memory_zones: Zones, tmp_path: Path) -> None:
