@@ -124,10 +124,11 @@ def find_server(settings: Settings, model: str) -> Server:
     """
     if settings.inference_url is not None:
         return Server(settings.inference_url.rstrip("/"), "where that server runs")
-    service = _started(reachable(settings), model)
-    url = f"http://127.0.0.1:{service.ports['http']}"
-    processes.wait_until(lambda: _is_up(url), service, START_TIMEOUT_S)
-    return Server(url, service.log)
+    settings = reachable(settings)
+    service = processes.until_listening(
+        lambda: _started(settings, model), lambda started: _is_up(_local_url(started)), START_TIMEOUT_S
+    )
+    return Server(_local_url(service), service.log)
 
 
 def stop_local(settings: Settings) -> list[str]:
@@ -240,6 +241,10 @@ def _started(settings: Settings, model: str) -> processes.Service:
     # -P: what happens to be called "serving" in the working folder is not ours.
     command = [sys.executable, "-P", "-m", "serving"]
     return processes.start(settings.home, name, command, env=environ, ports={"http": port})
+
+
+def _local_url(service: processes.Service) -> str:
+    return f"http://127.0.0.1:{service.ports['http']}"
 
 
 def _environ_of(pid: int) -> dict[str, str]:

@@ -60,19 +60,12 @@ def up(home: Path, port: int) -> str:
     Raises:
         LocalServiceFailed: it did not start.
     """
-    found = processes.find(home, SERVER)
-    if found is None:
-        port = processes.free_port(port)
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        found = processes.start(
-            home,
-            SERVER,
-            command,
-            env=_clean(os.environ) | environ(home, f"http://127.0.0.1:{port}"),
-            ports={"http": port},
-        )
-    processes.wait_until(lambda: _answers(_url(found)), found, START_TIMEOUT_S)
-    return _url(found)
+    server = processes.until_listening(
+        lambda: processes.find(home, SERVER) or _start(home, processes.free_port(port)),
+        lambda started: _answers(_url(started)),
+        START_TIMEOUT_S,
+    )
+    return _url(server)
 
 
 def runner_up(home: Path, server: str, env: Mapping[str, str]) -> None:
@@ -86,6 +79,12 @@ def runner_up(home: Path, server: str, env: Mapping[str, str]) -> None:
         processes.stop(home, RUNNER)
     command = [sys.executable, "-m", "pipeline.cli", "serve-flows"]
     processes.start(home, RUNNER, command, env=_clean(env) | environ(home, server), ports=ports)
+
+
+def _start(home: Path, port: int) -> processes.Service:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    env = _clean(os.environ) | environ(home, f"http://127.0.0.1:{port}")
+    return processes.start(home, SERVER, command, env=env, ports={"http": port})
 
 
 def _clean(env: Mapping[str, str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ import psutil
 
 from pipeline.errors import LocalServiceFailed
 
+START_ATTEMPTS = 3
 LOG_LIMIT = 16 << 20
 """Bytes after which a start puts the log aside, as ``<name>.log.1``, and begins a new one."""
 PAGE = "=== "
@@ -134,6 +135,40 @@ def wait_until(probe: Callable[[], bool], service: Service, timeout_s: float = 6
         if time.monotonic() > deadline:
             raise LocalServiceFailed(f"{service.name} was not ready after {timeout_s:.0f} s{_last_words(service)}.")
         time.sleep(POLL_S)
+
+
+def listens(service: Service, port: int) -> bool:
+    """Whether this very service, or a child of it, is what listens on a TCP port."""
+    try:
+        process = psutil.Process(service.pid)
+        family = [process, *process.children(recursive=True)]
+        open_ports = {at.laddr.port for each in family for at in each.net_connections("tcp") if at.status == "LISTEN"}
+    except psutil.Error:
+        return False
+    return port in open_ports
+
+
+def until_listening(start: Callable[[], Service], answers: Callable[[Service], bool], timeout_s: float) -> Service:
+    """Call ``start`` until the service itself listens on its port ``http`` and ``answers``.
+
+    Another program may take a port between our look and the service's: what answers there is not ours, and the service
+    ends. ``start`` is then called again, and finds the port taken.
+
+    Raises:
+        LocalServiceFailed: the service did not start.
+    """
+    lost = 0
+    while True:
+        service = start()
+        port = service.ports["http"]
+        try:
+            wait_until(lambda: listens(service, port) and answers(service), service, timeout_s)  # noqa: B023 - called at once
+        except LocalServiceFailed:
+            lost += 1
+            if lost == START_ATTEMPTS or alive(service) or is_free(port):
+                raise
+        else:
+            return service
 
 
 def free_port(preferred: int) -> int:

@@ -192,6 +192,8 @@ def _layout(folder: Path) -> _Layout:
     Raises:
         InvalidInput: it is no folder, cannot be read, or lacks one of the given splits.
     """
+    if folder.resolve() == Path(folder.absolute().anchor):
+        raise InvalidInput(f"{folder} is the whole file system: give the folder that holds one folder per class.")
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
         table = (folder / LABELS).read_bytes() if (folder / LABELS).is_file() else None

@@ -320,3 +320,21 @@ def test_a_lock_is_held_by_one_at_a_time(home: Path) -> None:
         order.append("out")
     assert waiter.communicate(timeout=10)[0] == "in\n"
     assert order == ["b", "out"]
+
+
+def test_a_port_that_another_program_took_meanwhile_is_replaced(home: Path) -> None:
+    """A service that loses its port is started again on a free one, and the other program is not taken for it."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ports = iter([other.getsockname()[1], processes.free_port(0)])
+
+        def start() -> Service:
+            port = next(ports)
+            server = python(f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(1000)")
+            return processes.start(home, "web", server, ports={"http": port})
+
+        service = processes.until_listening(start, lambda _: True, timeout_s=20)
+        assert service.ports["http"] != other.getsockname()[1]
+        assert processes.listens(service, service.ports["http"])
+        assert not processes.listens(service, other.getsockname()[1])

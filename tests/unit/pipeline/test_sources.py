@@ -256,6 +256,12 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(
     assert not list(memory_zones.images.listing())
 
 
+def test_the_whole_file_system_is_not_walked(memory_zones: Zones) -> None:
+    """The root of the file system is refused before anything is looked at."""
+    with pytest.raises(InvalidInput, match="is the whole file system"):
+        import_folder(memory_zones, Path("/"), "pets")
+
+
 def test_no_folder_at_all_is_one_sentence(memory_zones: Zones, tmp_path: Path) -> None:
     """A path that does not exist, or that is a file, is named."""
     with pytest.raises(InvalidInput, match="nowhere cannot be read: No such file or directory"):
