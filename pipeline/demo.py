@@ -59,19 +59,17 @@ def demo(settings: Settings, images: Path | None, *, detach: bool, limit: int | 
     images = images and images.expanduser()
     if images is not None and not images.is_dir():
         raise InvalidInput(f"{images} is not a folder: give one that holds a folder of images per class.")
-    with stopping_at_the_end(settings):
-        settings, zones, prefect = _start(settings)
-        started_s = time.monotonic() - begun
-        dataset, imported_s = _import(settings, zones, images, limit)
-        result = _run_flow(settings, prefect, dataset, strangers=images is not None)
-        _show_result(result, {"start": started_s, "import": imported_s} | result.seconds)
-        _show_addresses(result, prefect, settings)
-        if result.deployment is not None:
-            _show_answers(result, ask(settings, zones, result, QUESTIONS))
-        console.out(f"\nDone in {time.monotonic() - begun:.0f} s.")
-    if not detach:
-        console.out("Everything stays up until Ctrl-C. What is stored stays for the next time.")
-        _stay(settings)
+    finished = False
+    try:
+        with stopping_at_the_end(settings):
+            _run_and_show(settings, images, limit, begun)
+            if not detach:
+                finished = True
+                console.out("Everything stays up until Ctrl-C. What is stored stays for the next time.")
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        if not finished:
+            raise
 
 
 def stop(settings: Settings) -> None:
@@ -141,6 +139,19 @@ def ask(settings: Settings, zones: Zones, result: "PipelineResult", count: int) 
     return Answers(len(chosen), right, path, sample_label)
 
 
+def _run_and_show(settings: Settings, images: Path | None, limit: int | None, begun: float) -> None:
+    """The whole route, with its result on standard output; ``begun`` is when the demo began (monotonic seconds)."""
+    settings, zones, prefect = _start(settings)
+    started_s = time.monotonic() - begun
+    dataset, imported_s = _import(settings, zones, images, limit)
+    result = _run_flow(settings, prefect, dataset, strangers=images is not None)
+    _show_result(result, {"start": started_s, "import": imported_s} | result.seconds)
+    _show_addresses(result, prefect, settings)
+    if result.deployment is not None:
+        _show_answers(result, ask(settings, zones, result, QUESTIONS))
+    console.out(f"\nDone in {time.monotonic() - begun:.0f} s.")
+
+
 def _start(settings: Settings) -> tuple[Settings, Zones, str]:
     """The object store, the Prefect server and the process that runs flows; started together, they are up sooner."""
     console.say("safelight: starting the object store and the Prefect server …")
@@ -152,12 +163,6 @@ def _start(settings: Settings) -> tuple[Settings, Zones, str]:
     os.environ["SAFELIGHT_HOME"] = str(settings.home)
     prefect_server.runner_up(settings.home, url, os.environ)
     return settings, zones, url
-
-
-def _stay(settings: Settings) -> None:
-    """Wait for Ctrl-C or SIGTERM, and stop everything then."""
-    with suppress(KeyboardInterrupt), stopping_at_the_end(settings):
-        threading.Event().wait()
 
 
 def _import(settings: Settings, zones: Zones, images: Path | None, limit: int | None) -> tuple[str, float]:

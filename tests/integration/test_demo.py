@@ -17,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from pipeline import processes
+
 LIMIT = "6000"
 START_S = 400
 
@@ -153,13 +155,14 @@ def test_the_artifacts_are_there(demo: Demo) -> None:
 
 def test_a_second_demo_finds_everything(demo: Demo) -> None:
     """Run again, the demo uses the running processes and does no import, preparation or training."""
-    before = {process.pid for process in psutil.process_iter() if _is_of(process, demo.home)}
+    before = [(service.name, service.pid) for service in processes.running(demo.home)]
     again = safelight(demo.home, "demo", "--limit", LIMIT, "--detach")
     assert again.returncode == 0, again.stdout + again.stderr
     second = Demo(demo.home, again.stdout)
     for label in ("model version", "dataset version", "training run", "server", "Prefect UI"):
         assert second.found(label) == demo.found(label)
-    assert before <= {process.pid for process in psutil.process_iter() if _is_of(process, demo.home)}
+    assert before == [(service.name, service.pid) for service in processes.running(demo.home)]
+    assert len(before) == 4
     assert "0 uploaded" in again.stderr or "already" in again.stderr
 
 

@@ -202,7 +202,8 @@ class Gate(socketserver.ThreadingTCPServer):
         """Break all connections and let no new one through."""
         self.open.clear()
         for each in list(self.sockets):
-            each.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the other end was quicker
+                each.shutdown(socket.SHUT_RDWR)
 
 
 class _Forward(socketserver.BaseRequestHandler):
