@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -128,9 +127,16 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 15.0) -> bool:
 
 
 def up_and_tell(home: Path) -> tuple[Connection, int]:
-    """Bring the store up; what processes of a pool run."""
-    connection = embedded_store.up(home, spare_port())
-    return connection, service_of(home).pid
+    """Bring the store up in a process of its own, as another command would; its connection and the store's pid."""
+    code = (
+        "import json, sys; from pathlib import Path; from pipeline import embedded_store, processes; "
+        "home = Path(sys.argv[1]); found = embedded_store.up(home, int(sys.argv[2])); "
+        "print(json.dumps([found.endpoint, found.access_key_id, found.secret_access_key, found.region, "
+        "processes.find(home, embedded_store.NAME).pid]))"
+    )
+    command = [sys.executable, "-c", code, str(home), str(spare_port())]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    return Connection(*told[:4]), int(told[4])
 
 
 def spare_port() -> int:
@@ -404,15 +410,13 @@ def test_a_second_up_finds_the_first(home: Path) -> None:
     """Another command gets the same store, whatever port it would have preferred."""
     connection = embedded_store.up(home, spare_port())
     pid = service_of(home).pid
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(up_and_tell, (home,)) == (connection, pid)
+    assert up_and_tell(home) == (connection, pid)
 
 
 def test_ups_at_once_give_one_store(home: Path) -> None:
     """Four commands that need the store at the same moment end up with one process."""
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(4, initializer=spawn.Barrier(4).wait) as pool:
-        found = pool.map(up_and_tell, [home] * 4, chunksize=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(up_and_tell, [home] * 4))
     assert len(set(found)) == 1
 
 

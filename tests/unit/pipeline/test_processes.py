@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -56,9 +55,16 @@ def log_of(service: Service) -> str:
     return Path(service.log).read_text(encoding="utf-8")
 
 
-def start_and_tell(home: Path) -> int:
-    """Start a sleeper; what processes of a pool run."""
-    return processes.start(home, "sleeper", FOREVER).pid
+def at_once(code: str, count: int) -> list[str]:
+    """What ``count`` processes print that say they are ready, read a line, and go on when all of them are."""
+    pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    commands = [subprocess.Popen(python(code), text=True, **pipes) for _ in range(count)]  # type: ignore[call-overload]
+    for command in commands:
+        assert command.stdout.readline() == "ready\n"
+    for command in commands:
+        command.stdin.write("go\n")
+        command.stdin.flush()
+    return [command.communicate(timeout=60)[0].strip() for command in commands]
 
 
 def test_a_started_service_is_found_again(home: Path) -> None:
@@ -96,12 +102,17 @@ def test_a_second_start_finds_the_first(home: Path) -> None:
 
 
 def test_starts_at_once_give_one_process(home: Path) -> None:
-    """Six processes that start the same service at once all get the same one."""
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(6, initializer=spawn.Barrier(6).wait) as pool:
-        pids = pool.map(start_and_tell, [home] * 6, chunksize=1)
+    """Six commands that start the same service at the same moment all get the same process."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline import processes; "
+        "print('ready', flush=True); sys.stdin.readline(); "
+        f"print(processes.start(Path({str(home)!r}), 'sleeper', {FOREVER!r}).pid)"
+    )
+    told = at_once(code, 6)
+    pids = {int(line) for line in told}
     sleeping = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == FOREVER and p.pid in pids]
-    assert len(set(pids)) == len(sleeping) == 1
+    assert len(told) == 6
+    assert len(pids) == len(sleeping) == 1
 
 
 def test_output_goes_to_a_private_log(home: Path) -> None:
