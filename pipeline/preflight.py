@@ -68,17 +68,20 @@ def download_gib() -> float:
 
 def memory_gib() -> Optional[float]:
     """Memory that this process may use, in GiB, or None where the system does not tell."""
-    limits = []
     try:
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+    return min(machine, container_limit() or machine) / 2**30
+
+
+def container_limit() -> Optional[int]:
+    """Bytes that the control group allows, or None where it sets no limit."""
     try:
         with open("/sys/fs/cgroup/memory.max") as limit:
-            limits.append(int(limit.read()))
+            return int(limit.read())
     except (OSError, ValueError):
-        pass  # no cgroup limit: the machine's memory counts
-    return min(limits) / 2**30
+        return None
 
 
 if __name__ == "__main__":
