@@ -2,6 +2,7 @@
 #   make demo            the whole route on Fashion-MNIST, or on your own folder: make demo IMAGES=/path/to/folder
 #   make stop | clean    stop what the demo left running | remove what it stored (asks first)
 #   make test | lint     what must be green before a change lands
+#   make soak            every stage killed at random moments, 100 times and more
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -9,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export IMAGES ?=
 DETACH ?=
+KILLS ?= 100
 
-.PHONY: help install demo stop clean test lint format constraints preflight
+.PHONY: help install demo stop clean test soak lint format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +43,9 @@ clean: ## stop everything and remove what was stored, after asking
 
 test: $(VENV)/.installed-dev ## unit and integration tests, on a real object store and a real Prefect
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+soak: $(VENV)/.installed-dev ## kill every stage at random moments, 100 times or KILLS=..., and verify the store each time
+	SAFELIGHT_SOAK_KILLS=$(KILLS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_soak.py
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-PIXEL_FORMAT = 1
+PIXEL_FORMAT = 2
 """Raised whenever the same encoded image would decode to other pixels than before."""
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 """Raised whenever the same dataset version and configuration would train to other weights than before."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?$")]
@@ -117,8 +117,17 @@ class TrainConfig(Record):
     architecture: Literal["small_resnet", "resnet18", "mobilenet_v3_small"] = Field(
         "small_resnet", description="small_resnet for images up to 64 pixels; the others for larger ones."
     )
+    width: int | None = Field(
+        None,
+        ge=4,
+        le=512,
+        description="Channels of small_resnet's first layer, by default 16; more learn more, slower.",
+    )
     epochs: int | None = Field(
-        None, ge=1, le=10_000, description="Passes over the training images; by default 5, and more for small datasets."
+        None,
+        ge=1,
+        le=10_000,
+        description="Passes over the images; by default 12, 5 for large networks, and more for small datasets.",
     )
     batch_size: int = Field(
         128, ge=2, le=8192, description="Images per optimizer step; fewer where an epoch would have too few steps."
@@ -179,6 +188,11 @@ class StoredFile(Record):
     key: str
     sha256: Digest
     size: int
+
+    @classmethod
+    def of(cls, key: str, data: bytes) -> Self:
+        """``data`` as it is stored under ``key``."""
+        return cls(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 class ExportedModel(Record):

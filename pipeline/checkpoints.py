@@ -8,7 +8,6 @@
 - Kept are the newest two and the best; the others are deleted once a newer one is complete, manifest first.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,6 +89,11 @@ def manifest_key(run: str, fence: int, step: int) -> str:
     return f"{_folder(run)}/{fence:06d}-{step:09d}/{MANIFEST}"
 
 
+def is_part(key: str) -> bool:
+    """Whether a key of the checkpoints zone is of a checkpoint, complete or not."""
+    return key.split("/")[1:2] == ["checkpoints"]
+
+
 def save(store: Store, checkpoint: Checkpoint, tensors: Tensors, *, may_write: Callable[[], None]) -> str:
     """Write a checkpoint, its manifest last; the manifest's key.
 
@@ -102,7 +106,7 @@ def save(store: Store, checkpoint: Checkpoint, tensors: Tensors, *, may_write: C
     key = manifest_key(checkpoint.run, checkpoint.fence, checkpoint.position.step)
     state_key = key.removesuffix(MANIFEST) + STATE
     data = safetensors.torch.save(_flat(tensors))
-    state = StoredFile(key=state_key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    state = StoredFile.of(state_key, data)
     may_write()
     store.put(state_key, data)
     may_write()
@@ -117,15 +121,29 @@ def load(store: Store, key: str) -> tuple[Checkpoint, Tensors]:
         Corrupted: something of it is missing, or is not what was written.
     """
     try:
-        checkpoint = Checkpoint.from_json(store.get(key))
-        if checkpoint != checkpoint.sealed() or checkpoint.state is None:
-            raise Corrupted(f"{store.url}/{key} was altered after it was written.")
-        data = store.get_verified(checkpoint.state.key, checkpoint.state.sha256)
+        checkpoint, state = parsed(store, key, store.get(key))
+        data = store.get_verified(state.key, state.sha256)
         return checkpoint, _grouped(safetensors.torch.load(data))
     except ObjectMissing as error:
         raise Corrupted(f"The checkpoint {store.url}/{key} is incomplete: {error}") from error
-    except (ValidationError, SafetensorError) as error:
+    except SafetensorError as error:
         raise Corrupted(f"{store.url}/{key} is not a checkpoint of this program.") from error
+
+
+def parsed(store: Store, key: str, data: bytes) -> tuple[Checkpoint, StoredFile]:
+    """The checkpoint whose manifest ``data`` is, read from ``key``, and the file of its tensors.
+
+    Raises:
+        Corrupted: it was altered, or is another checkpoint's.
+    """
+    try:
+        checkpoint = Checkpoint.from_json(data)
+    except ValidationError as error:
+        raise Corrupted(f"{store.url}/{key} is not a checkpoint of this program.") from error
+    own_key = manifest_key(checkpoint.run, checkpoint.fence, checkpoint.position.step)
+    if checkpoint != checkpoint.sealed() or checkpoint.state is None or key != own_key:
+        raise Corrupted(f"{store.url}/{key} was altered or moved there after it was written.")
+    return checkpoint, checkpoint.state
 
 
 def newest(store: Store, run: str) -> tuple[Checkpoint, Tensors] | None:

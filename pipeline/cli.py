@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_models, cli_store, console, fashion_mnist, registry, sources
+from pipeline import aliases, cli_models, cli_store, console, fashion_mnist, registry, sources
 from pipeline.artifacts import PrepareConfig, TrainingRun
 from pipeline.cli_options import (
     Allow,
@@ -28,7 +28,6 @@ from pipeline.cli_options import (
     Seed,
     Size,
     Version,
-    dataset_version,
     gate_config,
     given,
     image_size,
@@ -135,14 +134,14 @@ def prepare(
 
 @app.command()
 def quarantine(
-    address: Annotated[str, typer.Argument(metavar="LIST", help="The list's address, as prepare prints it.")],
+    address: Annotated[str, typer.Argument(metavar="LIST", help="The list's address, as import and prepare print it.")],
     as_json: Json = False,
 ) -> None:
-    """Show which images a preparation left out, and why."""
-    from pipeline import prepare as step
+    """Show what an import or a preparation left out, and why."""
+    from pipeline import quarantine as lists
 
     _, zones = open_all()
-    rows = step.read_quarantine(zones, address)
+    rows = lists.read(zones.datasets, address)
     if as_json:
         console.show_rows(rows, as_json=True)
     else:
@@ -154,6 +153,8 @@ def train(
     dataset: Dataset,
     version: Version = None,
     architecture: Annotated[Architecture | None, typer.Option(help="Which network.")] = None,
+    width: Annotated[int | None, typer.Option(min=4, help="Channels of small_resnet's first layer.")] = None,
+    shift: Annotated[int | None, typer.Option(min=0, help="Move images at random by up to this many pixels.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
@@ -163,10 +164,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on a dataset version; an unfinished run is resumed, a finished one is found."""
-    from pipeline import train as step
+    from pipeline import stages
+    from pipeline.train import stop_on_sigterm
 
     config = train_config(
         architecture=architecture,
+        width=width,
+        shift=shift,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -174,17 +178,10 @@ def train(
         starting_weights=starting_weights,
     )
     settings, zones = open_all()
-    prepared = dataset_version(zones, dataset, version)
-    with console.progress() as on_progress, step.stop_on_sigterm() as should_stop:
-        result = step.train(
-            zones,
-            prepared,
-            config,
-            device=settings.device,
-            memory_mb=settings.training_memory_mb,
-            fresh=fresh,
-            on_progress=on_progress,
-            should_stop=should_stop,
+    prepared = stages.dataset_version(zones, dataset, version)
+    with console.progress() as on_progress, stop_on_sigterm() as should_stop:
+        result = stages.train_on(
+            settings, zones, prepared, config, fresh=fresh, should_stop=should_stop, on_progress=on_progress
         )
     console.show_record(result, as_json=as_json, lines=_training_lines(result))
 
@@ -195,18 +192,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a training run's best weights on the test split and write the report page."""
-    from pipeline import evaluate as step
-    from pipeline import report
+    from pipeline import report, stages
 
     settings, zones = open_all()
+    found = training_run(zones, run)
     with console.progress() as on_progress:
-        result = step.evaluate(
-            zones,
-            training_run(zones, run),
-            device=settings.device,
-            memory_mb=settings.training_memory_mb,
-            on_progress=on_progress,
-        )
+        result = stages.evaluate_run(settings, zones, found, on_progress=on_progress)
     console.show_record(result, as_json=as_json, lines=[report.summary_markdown(result)])
 
 
@@ -217,15 +208,13 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Export and evaluate a training run, and register the result as a model version."""
-    from pipeline import evaluate as judge
-    from pipeline import export
+    from pipeline import stages
 
     settings, zones = open_all()
     found = training_run(zones, run)
     with console.progress() as on_progress:
-        memory_mb = settings.training_memory_mb
-        exported = export.export(zones, found, memory_mb=memory_mb, on_progress=on_progress)
-        judged = judge.evaluate(zones, found, device=settings.device, memory_mb=memory_mb, on_progress=on_progress)
+        exported = stages.export_run(settings, zones, found, on_progress=on_progress)
+        judged = stages.evaluate_run(settings, zones, found, on_progress=on_progress)
     result = registry.register(zones.checkpoints, zones.models, model or found.dataset.dataset, exported, judged)
     console.show_record(result, as_json=as_json, lines=[f"{result.model} {result.version} is registered."])
 
@@ -244,11 +233,10 @@ def promote(
 
     gate = gate_config(minimum_accuracy=minimum_accuracy, margin=margin, allow=tuple(allow or ()))
     _, zones = open_all()
-    challenger = registry.resolve(zones.models, model, version or registry.NEWEST)
+    challenger = aliases.resolve(zones.models, model, version or aliases.NEWEST)
     with console.progress() as on_progress:
         result = step.promote(zones, challenger, gate, on_progress=on_progress)
-    verdict = "is the champion" if result.promoted else "is not promoted"
-    console.show_record(result, as_json=as_json, lines=[f"{model} {challenger.version} {verdict}.", *result.reasons])
+    console.show_record(result, as_json=as_json, lines=step.summary(result))
 
 
 @app.command()
@@ -261,7 +249,7 @@ def deploy(
     from pipeline import deploy as step
 
     settings, zones = open_all()
-    target = registry.resolve(zones.models, model, version or registry.CHAMPION)
+    target = aliases.resolve(zones.models, model, version or aliases.CHAMPION)
     with console.progress() as on_progress:
         result = step.deploy(zones, settings, target, on_progress=on_progress)
     console.show_record(result, as_json=as_json, lines=[f"{model} {target.version} answers at {result.url}."])
@@ -277,7 +265,7 @@ def serve(
     from pipeline.deploy import serving_environ
 
     settings, zones = open_all()
-    registry.resolve(zones.models, model, registry.CHAMPION)  # a name misspelled would be waited for otherwise
+    aliases.resolve(zones.models, model, aliases.CHAMPION)  # a name misspelled would be waited for otherwise
     environ = serving_environ(settings, model, port or settings.inference_port, os.environ, host=host)
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environ)  # noqa: S606 - this very interpreter
 

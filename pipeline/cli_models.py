@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import console, registry
+from pipeline import aliases, console, registry
 from pipeline.cli_options import Json, Model, open_all
 from pipeline.zones import Zones
 
@@ -20,7 +20,7 @@ def models_list(
     names = [model] if model else registry.models_in(zones.models)
     rows = [row for name in names for row in _version_rows(zones, name)]
     if model and not rows:
-        registry.resolve(zones.models, model, registry.NEWEST)
+        aliases.resolve(zones.models, model, aliases.NEWEST)
     if not rows:
         console.say("safelight: no model is registered yet; 'safelight run' trains and registers one.")
     console.show_rows(rows, as_json=as_json)
@@ -28,11 +28,11 @@ def models_list(
 
 @app.command("show")
 def models_show(
-    model: Model, version: Annotated[str, typer.Argument(help="A version's id, or an alias.")] = registry.CHAMPION
+    model: Model, version: Annotated[str, typer.Argument(help="A version's id, or an alias.")] = aliases.CHAMPION
 ) -> None:
     """Print a model version's manifest as JSON."""
     _, zones = open_all()
-    found = registry.resolve(zones.models, model, version)
+    found = aliases.resolve(zones.models, model, version)
     print(registry.read_manifest(zones.models, model, found.version).to_json().decode(), end="")
 
 
@@ -46,7 +46,7 @@ def models_set_alias(
 ) -> None:
     """Point an alias at a model version; servers that follow it take that version."""
     _, zones = open_all()
-    result = registry.set_alias(zones.models, model, alias, version, reason=reason)
+    result = aliases.set_alias(zones.models, model, alias, version, reason=reason)
     console.show_record(result, as_json=as_json, lines=[f"{model}@{alias} is {result.version}."])
 
 
@@ -58,17 +58,17 @@ def models_rollback(
 ) -> None:
     """Point the champion alias at the version that was live before."""
     _, zones = open_all()
-    result = registry.rollback(zones.models, model, registry.CHAMPION, reason=reason)
-    console.show_record(result, as_json=as_json, lines=[f"{model}@{registry.CHAMPION} is {result.version} again."])
+    result = aliases.rollback(zones.models, model, aliases.CHAMPION, reason=reason)
+    console.show_record(result, as_json=as_json, lines=[f"{model}@{aliases.CHAMPION} is {result.version} again."])
 
 
 def _version_rows(zones: Zones, model: str) -> list[dict[str, Any]]:
-    aliases = registry.aliases(zones.models, model)
+    pointing = aliases.list_aliases(zones.models, model)
     return [
         {
             "model": model,
             "version": manifest.version,
-            "aliases": ", ".join(alias for alias, version in aliases.items() if version == manifest.version),
+            "aliases": ", ".join(alias for alias, version in pointing.items() if version == manifest.version),
             "accuracy": round(manifest.metrics["accuracy"], 4),
             "dataset version": manifest.dataset.version,
             "created": manifest.created_at.isoformat(),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.artifacts import DatasetVersion, GateConfig, TrainConfig, TrainingRun
+from pipeline.artifacts import GateConfig, TrainConfig, TrainingRun
 from pipeline.errors import InvalidInput, NotFound
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
@@ -64,15 +64,6 @@ def train_config(**options: Any) -> TrainConfig:
 def gate_config(**options: Any) -> GateConfig:
     """The quality gate's bounds of the given options."""
     return GateConfig.model_validate(given(**options))
-
-
-def dataset_version(zones: Zones, dataset: str, version: str | None) -> DatasetVersion:
-    """The named version of a dataset, or its newest."""
-    from pipeline import datasets
-
-    if version is None:
-        return datasets.latest(zones.datasets, dataset)
-    return datasets.find(zones.datasets, dataset, version)
 
 
 def training_run(zones: Zones, name: str) -> TrainingRun:

@@ -1,11 +1,14 @@
 """``safelight store …``: the object store."""
 
+from datetime import timedelta
+from typing import Annotated
+
 import typer
 
-from pipeline import console, embedded_store
+from pipeline import console, embedded_store, file_cache
 from pipeline import store_check as proof
-from pipeline.cli_options import Json, read_settings
-from pipeline.errors import InvalidInput
+from pipeline.cli_options import Json, open_all, read_settings
+from pipeline.errors import Corrupted, InvalidInput
 from pipeline.settings import ZONES, Settings
 from pipeline.zones import open_zones, reachable
 
@@ -44,6 +47,55 @@ def store_check(as_json: Json = False) -> None:
     console.show_rows([{"promise": name, "kept": "yes" if ok else "NO"} for name, ok in kept.items()], as_json=as_json)
     if not all(kept.values()):
         raise InvalidInput(f"{zones.models.url} breaks a promise; use another object store.")
+
+
+@app.command("verify")
+def store_verify(as_json: Json = False) -> None:
+    """Read everything that is complete, and say what is not as it was written."""
+    from pipeline import verification
+
+    _, zones = open_all()
+    with console.progress() as on_progress:
+        result = verification.verify(zones, on_progress=on_progress)
+    lines = [f"{count:>9,} {kind}" for kind, count in result.counts.items()]
+    lines += [f"{broken.address}: {broken.fault}" for broken in result.broken]
+    console.show_record(result, as_json=as_json, lines=lines or ["Nothing is stored yet."])
+    if result.broken:
+        raise Corrupted(
+            f"{len(result.broken):,} of {sum(result.counts.values()):,} stored objects are not as they were written: "
+            "make them anew, or restore them from a copy; the list above names them."
+        )
+
+
+@app.command("gc")
+def store_gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only listed.")] = False,
+    older_than: Annotated[float, typer.Option(min=1, help="Hours that an object must be old.")] = 24.0,
+    quarantine_days: Annotated[float, typer.Option(min=1, help="The same in days, for lists of images left out.")] = 30,
+    abandoned_days: Annotated[
+        float | None,
+        typer.Option(min=1, help="Give up unfinished training runs without a checkpoint for so many days; else kept."),
+    ] = None,
+    caches: Annotated[bool, typer.Option("--caches", help="With --delete, empty the local cache too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what nothing refers to, or remove it."""
+    from pipeline import garbage
+
+    limits = garbage.Limits(
+        older_than=timedelta(hours=older_than),
+        quarantine=timedelta(days=quarantine_days),
+        abandoned=None if abandoned_days is None else timedelta(days=abandoned_days),
+    )
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        swept = garbage.sweep(zones, settings, limits, remove=delete, on_progress=on_progress)
+    for sentence in swept.left_alone:
+        console.say(f"safelight: {sentence}")
+    console.show_record(swept, as_json=as_json, lines=garbage.summary(swept))
+    if delete and caches:
+        files, size = file_cache.clear(settings.home / "cache")
+        console.say(f"safelight: {files:,} files of the local cache removed ({size:,} bytes).")
 
 
 def _show_store(settings: Settings, *, as_json: bool) -> None:

@@ -87,9 +87,17 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class _Screen(logging.Handler):
+    """Writes to what standard error is at that moment: while a bar is drawn, to the lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        say(self.format(record))
+
+
 def log_to_stderr(*, verbose: bool) -> None:
     """Show warnings (with ``verbose`` all of ours) and what flows say of their progress on standard error."""
-    screen = logging.StreamHandler()
+    screen = _Screen()
     screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     # What Prefect says of every task and subflow that ended would hide what the steps say; the sentence of one that
     # failed comes once, at the end.

@@ -12,7 +12,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -45,6 +45,10 @@ COLUMNS: dict[str, Any] = {
 SCHEMA = pa.schema(COLUMNS)
 SHARDS = "shards"
 MD5_BYTES = 16
+ROWS_AT_ONCE = 16_384
+PLACE = ("width", "height", "channels", "shard", "row")
+"""What is known of an image, whatever its key."""
+LOCATED = ("etag", "size", "digest", *PLACE)
 DICTIONARIES: Any = ["reason", "width", "height", "channels", "shard", "label", "split"]
 
 
@@ -105,16 +109,31 @@ def decode(data: bytes) -> Index:
     )
 
 
+def scan(data: bytes, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a segment whose bytes were verified, ``ROWS_AT_ONCE`` rows at a time."""
+    schema = pa.schema({name: COLUMNS[name] for name in columns})
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        for rows in file.iter_batches(ROWS_AT_ONCE, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([rows]).select(list(columns)).cast(schema)
+
+
 def resolve(segments: Iterable[Index], *, keep_gone: bool = False) -> Index:
     """What the segments say together: the last row of each key, by key; rows of gone keys only with ``keep_gone``."""
     parts = list(segments)
-    rows = pa.concat_tables([NOTHING.rows, *(part.rows for part in parts)]).combine_chunks()
-    numbered = pa.table({"key": rows["key"], "number": pa.array(range(len(rows)), pa.int64())})
-    last = numbered.group_by("key").aggregate([("number", "max")]).sort_by("key")
-    rows = rows.take(last["number_max"])
-    if not keep_gone:
+    rows = pa.concat_tables([NOTHING.rows, *(part.rows for part in parts if len(part.rows))])
+    if not _in_order(rows["key"]):
+        numbered = pa.table({"key": rows["key"], "number": np.arange(len(rows))})
+        last = numbered.group_by("key").aggregate([("number", "max")]).sort_by("key")
+        rows = rows.take(last["number_max"])
+    if not keep_gone and rows["etag"].null_count:
         rows = rows.filter(pc.is_valid(rows["etag"]))
     return Index(rows.combine_chunks(), {name: shard for part in parts for name, shard in part.shards.items()})
+
+
+def _in_order(keys: Column) -> bool:
+    """Whether each key is greater than the one before it."""
+    whole: Column = _array(keys)
+    return bool(pc.all(pc.less(whole.slice(0, max(0, len(whole) - 1)), whole.slice(1))).as_py())
 
 
 def digests_of(column: Column) -> NDArray[np.uint8]:
@@ -131,6 +150,9 @@ def aligned(table: pa.Table, keys: Column) -> pa.Table:
 
 def difference(before: Index, after: Index) -> Index:
     """The segment that turns ``before`` into ``after``: changed and new rows, and one for each key that is gone."""
+    if not len(before.rows):
+        in_order = _in_order(after.rows["key"])
+        return Index(after.rows if in_order else after.rows.sort_by("key"), after.shards)
     old = aligned(before.rows, after.rows["key"])
     same: Column = pa.array([True] * len(after.rows), pa.bool_())
     for column in SCHEMA.names:
@@ -150,19 +172,19 @@ def unchanged(index: Index, listing: pa.Table) -> Index:
     return Index(index.rows.filter(pc.and_(same, pc.fill_null(told, False))).combine_chunks(), index.shards)
 
 
-def located_rows(*indexes: Index) -> pa.Table:
-    """All rows that point into a shard, in the order of these places."""
-    rows = pa.concat_tables([index.rows for index in indexes])
+def located_rows(*indexes: Index, columns: Sequence[str] = LOCATED) -> pa.Table:
+    """Some columns of all rows that point into a shard, in the order of these places."""
+    rows = pa.concat_tables([index.rows.select([*columns]) for index in indexes])
     return rows.filter(pc.is_valid(rows["shard"])).sort_by([("shard", "ascending"), ("row", "ascending")])
 
 
 def share_locations(index: Index, others: Index) -> Index:
     """Every row of an image with one size, channels, shard and row, if a row of its digest here or there has them."""
-    located = located_rows(index, others)
+    located = located_rows(index, others, columns=("digest", *PLACE))
     first = pc.index_in(index.rows["digest"], value_set=_array(located["digest"]), skip_nulls=True)
     found = pc.is_valid(first)
     rows = index.rows
-    for column in ("width", "height", "channels", "shard", "row"):
+    for column in PLACE:
         shared = pc.if_else(found, located[column].take(first), rows[column])
         rows = rows.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), shared)
     return Index(rows, {**others.shards, **index.shards})

@@ -6,6 +6,7 @@
     <dataset>/index/<sha256>.parquet      segments of the index (dataset_index.py), shared between versions
     <dataset>/shards/<sha256>.safetensors pixels (shards.py), shared between versions
     <dataset>/latest.json                 what the last finished preparation returned; compare-and-swap only
+    <dataset>/lease.json                  held while a version becomes complete, and while garbage is removed
     <dataset>/quarantine/<digest>.jsonl   images that were left out, and why (prepare.py)
     <dataset>/work/…                      results of chunks of a preparation that has not finished (packing.py)
 
@@ -14,32 +15,41 @@
   same and its manifest untouched, and the pointer names one **extra segment** with what has changed in the index, so
   that the next preparation reads nothing twice.
 - The pointer moves last. Of two preparations at once both versions stay, and the pointer names the one that ended last.
+- **What a manifest names is stored.** A preparation may rely on parts that nothing refers to yet, which ``garbage`` may
+  remove. So both hold the dataset's lease: one while it looks that every part is there and writes the manifest,
+  the other while it looks what the manifests name and removes the rest.
 """
 
 import hashlib
 import logging
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+import pyarrow as pa
 
-from pipeline import compaction, dataset_index, file_cache
+from pipeline import compaction, dataset_index, file_cache, leases
 from pipeline.artifacts import DatasetVersion, Digest, PixelSpec, PrepareConfig, Record, utc_now
-from pipeline.dataset_index import NOTHING, Index, values
-from pipeline.errors import Conflict, Corrupted, InvalidInput, NotFound, ObjectMissing, StoreUnavailable
-from pipeline.shards import row_bytes
+from pipeline.dataset_index import NOTHING, Column, Index, pc, values
+from pipeline.errors import Conflict, Corrupted, NotFound, ObjectMissing, StoreUnavailable
+from pipeline.leases import Lease
+from pipeline.sealing import sealed, unsealed
+from pipeline.shards import row_bytes, shard_key
 from pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
+VERSION_ID = re.compile(r"[0-9a-f]{16}")
+
 MERGED_SHARE = 0.001
 """Bytes of segments merged in one preparation at most, as a share of all that a version stores."""
 POINTER_ATTEMPTS = 100
+LEASE_TTL_S = 10.0
 
 
 class Segment(Record):
@@ -58,10 +68,6 @@ class DatasetManifest(Record):
     created_at: datetime
     config: PrepareConfig
     segments: tuple[Segment, ...]
-
-    def to_json(self) -> bytes:
-        """Compact JSON: a manifest is written anew for every version, and most of it is digests."""
-        return self.model_dump_json().encode() + b"\n"
 
 
 class Latest(Record):
@@ -98,7 +104,7 @@ def read_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifes
 
     Raises:
         NotFound: there is no such version.
-        InvalidInput: another release of Safelight wrote it.
+        Corrupted: it was altered, or another release of Safelight wrote it.
     """
     manifest = find_manifest(datasets, dataset, version)
     if manifest is None:
@@ -110,25 +116,27 @@ def find_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifes
     """The manifest of a version, or None.
 
     Raises:
-        InvalidInput: another release of Safelight wrote it.
+        Corrupted: it was altered, or another release of Safelight wrote it.
     """
-    data = datasets.get_if_present(_manifest_key(dataset, version))
+    key = _manifest_key(dataset, version)
+    data = datasets.get_if_present(key)
     try:
-        return None if data is None else DatasetManifest.from_json(data)
-    except ValidationError as error:
-        raise InvalidInput(
-            f"Version {version} of dataset {dataset!r} was written by another release of Safelight: use that one, or "
-            f"delete {datasets.url}/{dataset}/ and prepare again."
+        return None if data is None else unsealed(DatasetManifest, data, key)
+    except Corrupted as error:
+        raise Corrupted(
+            f"{datasets.url}/{key} is no manifest of a dataset version: {error}; delete {datasets.url}/{dataset}/ and "
+            "prepare again."
         ) from error
 
 
 def read_latest(datasets: Store, dataset: str) -> Latest | None:
     """The pointer to the newest version; None if nothing was prepared, or not by this release."""
-    data = datasets.get_if_present(_latest_key(dataset))
+    key = _latest_key(dataset)
+    data = datasets.get_if_present(key)
     try:
-        return None if data is None else Latest.from_json(data)
-    except ValidationError:
-        log.warning("%s/%s was written by another release", datasets.url, _latest_key(dataset))
+        return None if data is None else unsealed(Latest, data, key)
+    except Corrupted as error:
+        log.warning("%s/%s is not used: %s", datasets.url, key, error)
         return None
 
 
@@ -142,6 +150,29 @@ def read_segments(datasets: Store, dataset: str, segments: Sequence[Segment], ca
     return dataset_index.resolve([_read_segment(datasets, dataset, segment, cache) for segment in segments])
 
 
+def scan_rows(
+    datasets: Store, dataset: str, segments: Sequence[Segment], columns: Sequence[str], cache: Path | None = None
+) -> Iterator[pa.Table]:
+    """The rows that ``read_segments`` gives, some columns of them, a few thousand at a time and in no order.
+
+    Only the keys of newer segments are held meanwhile, which override those of older ones.
+
+    Raises:
+        ObjectMissing: a segment is gone.
+        Corrupted: one was altered.
+    """
+    newer: list[Column] = []
+    for number, segment in reversed([*enumerate(segments)]):
+        overridden = pa.chunked_array(newer, pa.string()).combine_chunks()
+        for rows in dataset_index.scan(
+            _segment_bytes(datasets, dataset, segment, cache), sorted({"key", "etag", *columns})
+        ):
+            if number:
+                newer += rows["key"].chunks
+            known = pc.is_in(rows["key"], value_set=overridden)
+            yield rows.filter(pc.and_not(pc.is_valid(rows["etag"]), known)).select(list(columns))
+
+
 def read_prepared(datasets: Store, dataset: str, cache: Path | None = None) -> Prepared | None:
     """What the last finished preparation left; None if there was none, or if it cannot be read: it only saves work."""
     try:
@@ -153,7 +184,7 @@ def read_prepared(datasets: Store, dataset: str, cache: Path | None = None) -> P
             return None
         segments = manifest.segments if latest.extra is None else (*manifest.segments, latest.extra)
         return Prepared(manifest, segments, read_segments(datasets, dataset, segments, cache))
-    except (Corrupted, ObjectMissing, InvalidInput) as error:
+    except (Corrupted, ObjectMissing) as error:
         log.warning("Preparing %s from the beginning: %s", dataset, error)
         return None
 
@@ -178,20 +209,69 @@ def publish(
         cache: folder of segments that were read or written on this machine.
 
     Raises:
+        Conflict: what the version needs was removed meanwhile; nothing was written that names it.
         Corrupted: a version of that name is stored, but cannot be read.
     """
     stored = find_manifest(datasets, version.dataset, version.version)
     if stored is None:
-        index = compaction.compact(datasets, version.dataset, version.pixels, index)
-        segments = _append(datasets, version, index, before, cache)
-        ours = DatasetManifest(version=version, created_at=utc_now(), config=config, segments=segments).to_json()
-        if datasets.write_once(_manifest_key(version.dataset, version.version), ours) == ours:
-            _point(datasets, version, None, cache)
-            return True
+        try:
+            index = compaction.compact(datasets, version.dataset, version.pixels, index)
+            segments = _append(datasets, version, index, before, cache)
+        except (Corrupted, ObjectMissing):
+            _refuse_missing(datasets, version.dataset, before.segments if before else (), index)
+            raise
+        key = _manifest_key(version.dataset, version.version)
+        manifest = DatasetManifest(version=version, created_at=utc_now(), config=config, segments=segments)
+        # Compact: a manifest is written anew for every version, and most of it is digests.
+        ours = sealed(manifest, key, compact=True)
+        with hold(datasets, version.dataset) as lease:
+            _refuse_missing(datasets, version.dataset, segments, index)
+            lease.check()
+            if datasets.write_once(key, ours) == ours:
+                _move_pointer(datasets, version, None)
+                return True
         # Another preparation was first, with other shards: its manifest stays, our index becomes a change to it.
         stored = read_manifest(datasets, version.dataset, version.version)
     _point(datasets, version, _change(datasets, stored, index, cache), cache)
     return False
+
+
+def hold(datasets: Store, dataset: str) -> Lease:
+    """The right to make a version of a dataset complete, or to remove what none of them needs."""
+    key = f"{dataset}/lease.json"
+    return leases.acquire(datasets, key, f"dataset {dataset}", ttl_s=LEASE_TTL_S, on_progress=leases.say)
+
+
+def named_keys(datasets: Store, dataset: str, cache: Path | None = None) -> set[str]:
+    """Keys of all segments and shards that the versions of a dataset and its pointer name, or ever named in them.
+
+    Raises:
+        Corrupted: a manifest or a segment was altered.
+        ObjectMissing: a segment is gone.
+    """
+    latest = read_latest(datasets, dataset)
+    named = {latest.extra} if latest and latest.extra else set()
+    for folder in filter(VERSION_ID.fullmatch, datasets.folders(dataset)):
+        manifest = find_manifest(datasets, dataset, folder)
+        named |= set(manifest.segments) if manifest else set()
+    return {key for segment in named for key in _part_keys(datasets, dataset, segment, cache)}
+
+
+def _part_keys(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> list[str]:
+    shards = _read_segment(datasets, dataset, segment, cache).shards
+    return [_segment_key(dataset, segment.sha256), *(shard_key(dataset, name) for name in shards)]
+
+
+def _refuse_missing(datasets: Store, dataset: str, segments: Sequence[Segment], index: Index) -> None:
+    """Raise Conflict unless everything that a manifest or the pointer is about to name is stored."""
+    needed = {_segment_key(dataset, segment.sha256) for segment in segments}
+    needed |= {shard_key(dataset, name) for name in values(index.rows["shard"].unique().drop_null())}
+    stored = {found.key for folder in ("index", "shards") for found in datasets.listing(f"{dataset}/{folder}")}
+    if missing := sorted(needed - stored):
+        raise Conflict(
+            f"{datasets.url}/{missing[0]} was removed while the dataset was prepared: prepare it again, and if that "
+            f"says the same, delete {datasets.url}/{dataset}/ before."
+        )
 
 
 def _change(datasets: Store, manifest: DatasetManifest, index: Index, cache: Path | None) -> Index | None:
@@ -236,8 +316,12 @@ def _shard_bytes(pixels: PixelSpec, index: Index) -> int:
 
 
 def _read_segment(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> Index:
+    return dataset_index.decode(_segment_bytes(datasets, dataset, segment, cache))
+
+
+def _segment_bytes(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> bytes:
     fetch = partial(datasets.get_verified, _segment_key(dataset, segment.sha256), segment.sha256)
-    return dataset_index.decode(file_cache.read(cache, segment.sha256, fetch))
+    return file_cache.read(cache, segment.sha256, fetch)
 
 
 def _write_segment(datasets: Store, dataset: str, index: Index, cache: Path | None) -> Segment:
@@ -254,13 +338,23 @@ def _point(datasets: Store, version: DatasetVersion, change: Index | None, cache
     now = read_latest(datasets, version.dataset)
     if now and now.version == version.version and sha256 == (now.extra and now.extra.sha256):
         return
-    extra = None if change is None else _write_segment(datasets, version.dataset, change, cache)
+    if change is None:
+        _move_pointer(datasets, version, None)
+        return
+    extra = _write_segment(datasets, version.dataset, change, cache)
+    with hold(datasets, version.dataset) as lease:
+        _refuse_missing(datasets, version.dataset, (extra,), change)
+        lease.check()
+        _move_pointer(datasets, version, extra)
+
+
+def _move_pointer(datasets: Store, version: DatasetVersion, extra: Segment | None) -> None:
     wanted = Latest(version=version.version, extra=extra, changed_at=utc_now(), nonce=secrets.token_hex(8))
     key = _latest_key(version.dataset)
     for _ in range(POINTER_ATTEMPTS):
         found = datasets.head(key)
         try:
-            datasets.compare_and_swap(key, wanted.to_json(), etag=found.etag if found else None)
+            datasets.compare_and_swap(key, sealed(wanted, key), etag=found.etag if found else None)
         except Conflict:
             continue
         return

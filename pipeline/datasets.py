@@ -3,14 +3,17 @@
 - What ``latest`` and ``find`` return is complete: its manifest was written last (``dataset_versions`` has the layout).
 - The loader orders images by digest, so that training does not depend on where pixels happen to be stored. It reads
   each shard once, verifies it by its SHA-256 and each row by its digest, and repeats grey where a version is RGB.
+- Pixels that exceed what memory may hold lie in a local file (``pixel_file``), in the same order: the setting decides
+  where they are, never what is learned.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +21,13 @@ from numpy.typing import NDArray
 
 from pipeline import dataset_versions
 from pipeline.artifacts import DatasetVersion, Split
-from pipeline.dataset_index import digests_of, pc, values
+from pipeline.dataset_index import Column, digests_of, pc, values
 from pipeline.dataset_versions import DatasetManifest, read_manifest
-from pipeline.errors import Corrupted, InvalidInput, NotFound
+from pipeline.errors import Corrupted, NotFound
 from pipeline.images import encode_png
+from pipeline.pixel_file import PixelFile
 from pipeline.progress import OnProgress, Progress, silent
-from pipeline.shards import DIGEST_BYTES, read_shard, row_bytes, shard_key
+from pipeline.shards import DIGEST_BYTES, read_shard, shard_key
 from pipeline.store import Store, StoredObject
 
 __all__ = [
@@ -40,24 +44,36 @@ __all__ = [
 ]
 
 SHARDS_AT_ONCE = 6
+FEW_SHARDS = 1
+"""At once, where pixels shall not be in memory."""
 BLOCK_IMAGES = 1024
 BLOCK_BYTES = 64 << 20
 UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 
+Keep: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
+"""Takes positions (n,) and the pixels that belong there, uint8 (n, height, width, channels)."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedSplit:
-    """A split in memory, in the order of image digests.
+    """A split, in the order of image digests.
 
     Attributes:
         pixels: uint8 (N, height, width, channels).
         labels: int64 (N,), class indices.
         digests: uint8 (N, 32), SHA-256 of the encoded images.
+        file: what ``pixels`` is mapped from; None where they are in memory.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     digests: NDArray[np.uint8]
+    file: PixelFile | None = None
+
+    def release(self) -> None:
+        """Let go of the memory of what was read of ``pixels``, where they are not meant to be in memory."""
+        if self.file is not None:
+            self.file.release()
 
 
 def latest(datasets: Store, dataset: str) -> DatasetVersion:
@@ -100,35 +116,42 @@ def split_digests(datasets: Store, version: DatasetVersion, split: Split) -> set
 def labels_of(datasets: Store, version: DatasetVersion, split: Split) -> dict[bytes, str]:
     """The label of every image in a split, by its digest, ordered by digest."""
     rows = _images_of(datasets, version, split)
-    return dict(zip(values(rows["digest"]), values(rows["label"]), strict=True))
+    labels = (version.classes[label] for label in values(rows["label"]))
+    return dict(zip(values(rows["digest"]), labels, strict=True))
 
 
 def load_split(
-    datasets: Store, version: DatasetVersion, split: Split, *, memory_mb: int = 4096, on_progress: OnProgress = silent
+    datasets: Store,
+    version: DatasetVersion,
+    split: Split,
+    *,
+    memory_mb: int = 4096,
+    scratch: Path | None = None,
+    on_progress: OnProgress = silent,
 ) -> LoadedSplit:
-    """All pixels of a split.
+    """All pixels of a split, in memory if they fit there, else in a local file that is mapped.
 
     Args:
         datasets: the datasets zone.
         version: what ``latest``, ``find`` or a preparation returned.
         split: which one.
-        memory_mb: bound of the result, in MiB.
+        memory_mb: how much memory the pixels may take, in MiB.
+        scratch: folder of the file, which is gone when nobody uses the result any more; by default the system's own.
         on_progress: told after each shard.
 
     Raises:
-        InvalidInput: the split does not fit into ``memory_mb``.
+        InvalidInput: the pixels fit neither into ``memory_mb`` nor into ``scratch``.
         Corrupted: a shard, or an image in it, is not what was written.
     """
     rows = _images_of(datasets, version, split)
-    needed_mb = -(-len(rows) * row_bytes(*_shape(version)) // (1 << 20))
-    if needed_mb > memory_mb:
-        raise InvalidInput(
-            f"The {split} split of {version.dataset!r} {version.version} takes {needed_mb:,} MiB, which is more than "
-            f"SAFELIGHT_TRAINING_MEMORY_MB allows ({memory_mb:,}): raise it, or prepare smaller images."
-        )
-    labels = pc.index_in(rows["label"], value_set=pa.array(version.classes, pa.string()))
-    pixels = _read_pixels(datasets, version, rows, on_progress)
-    return LoadedSplit(pixels, labels.to_numpy().astype(np.int64), digests_of(rows["digest"]))
+    shape = (len(rows), *_shape(version))
+    if int(np.prod(shape)) <= memory_mb << 20:
+        file, pixels = None, _read_pixels(datasets, version, rows, on_progress)
+    else:
+        with PixelFile(scratch, shape) as file:
+            _copy_pixels(datasets, version, rows, file.write, on_progress, at_once=FEW_SHARDS)
+            pixels = file.mapped()
+    return LoadedSplit(pixels, rows["label"].to_numpy().astype(np.int64), digests_of(rows["digest"]), file)
 
 
 def encoded_images(
@@ -142,7 +165,7 @@ def encoded_images(
         NotFound: an image is not in this version.
         Corrupted: a shard, or an image in it, is not what was written.
     """
-    index = _images_of(datasets, version, None)
+    index = _images_of(datasets, version, None, "key", "size")
     positions = pc.index_in(pa.array(digests, pa.binary(DIGEST_BYTES)), value_set=index["digest"].combine_chunks())
     if positions.null_count:
         raise NotFound(f"{positions.null_count:,} of the images are not in {version.dataset!r} {version.version}.")
@@ -156,11 +179,26 @@ def encoded_images(
         start += len(block)
 
 
-def _images_of(datasets: Store, version: DatasetVersion, split: Split | None) -> pa.Table:
-    """One row for each image of a split, or of all, ordered by digest."""
-    rows = read_index(datasets, version)
-    chosen = pc.is_valid(rows["split"]) if split is None else pc.equal(rows["split"], split)
-    rows = rows.filter(pc.fill_null(chosen, False)).sort_by([("digest", "ascending"), ("key", "ascending")])
+def _images_of(datasets: Store, version: DatasetVersion, split: Split | None, *more: str) -> pa.Table:
+    """One row for each image of a split, or of all, ordered by digest, with ``more`` columns of the index.
+
+    Columns: digest; label, a class index; shard and row of its pixels. It takes about 50 bytes per image.
+    """
+    columns = ["digest", "label", "shard", "row", *more]
+    manifest = read_manifest(datasets, version.dataset, version.version)
+    classes = pa.array(version.classes, pa.string())
+    parts = []
+    for rows in dataset_versions.scan_rows(datasets, version.dataset, manifest.segments, [*columns, "split"]):
+        chosen = pc.is_valid(rows["split"]) if split is None else pc.equal(rows["split"], split)
+        found = rows.filter(pc.fill_null(chosen, False)).select(columns)
+        found = found.set_column(1, "label", pc.index_in(found["label"], value_set=classes))
+        parts.append(found.set_column(2, "shard", found["shard"].dictionary_encode()))
+    return _distinct(pa.concat_tables(parts).unify_dictionaries())
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    """The first row of each digest, ordered by digest."""
+    rows = rows.sort_by([("digest", "ascending"), *(("key", "ascending"),) * ("key" in rows.column_names)])
     digests = digests_of(rows["digest"])
     first = np.ones(len(rows), bool)
     first[1:] = (digests[1:] != digests[:-1]).any(axis=1)
@@ -187,11 +225,26 @@ def _read_pixels(
 ) -> NDArray[np.uint8]:
     """The pixels of index rows, in their order: uint8 (n, height, width, channels)."""
     pixels = np.empty((len(rows), *_shape(version)), np.uint8)
+    _copy_pixels(datasets, version, rows, pixels.__setitem__, on_progress)
+    return pixels
+
+
+def _copy_pixels(
+    datasets: Store,
+    version: DatasetVersion,
+    rows: pa.Table,
+    keep: Keep,
+    on_progress: OnProgress,
+    *,
+    at_once: int = SHARDS_AT_ONCE,
+) -> None:
+    """Hand the pixels of index rows to ``keep``, a shard at a time, in several threads."""
     digests = digests_of(rows["digest"])
     row = rows["row"].to_numpy()
-    names = rows["shard"].combine_chunks().dictionary_encode()
-    order = np.argsort(names.indices.to_numpy(), kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(names.indices.to_numpy()))[:-1])
+    shard: Column = rows["shard"].combine_chunks()
+    order = np.argsort(shard.indices.to_numpy(), kind="stable")
+    needed, first = np.unique(shard.indices.to_numpy()[order], return_index=True)
+    names = values(shard.dictionary.take(pa.array(needed)))
 
     def copy(name: bytes, positions: NDArray[np.int64]) -> int:
         stored, stored_digests = read_shard(datasets, version.dataset, name)
@@ -201,15 +254,18 @@ def _read_pixels(
                 f"{datasets.url}/{shard_key(version.dataset, name)} holds other images than {version.version} says: "
                 f"delete {datasets.url}/{version.dataset}/ and prepare the dataset again."
             )
-        pixels[positions] = stored[chosen]  # a grey image's one channel is repeated where the version is RGB
+        for start in range(0, len(positions), BLOCK_IMAGES):
+            block = slice(start, start + BLOCK_IMAGES)
+            # A grey image's one channel is repeated where the version is RGB.
+            pixels = stored[chosen[block]]
+            keep(positions[block], np.broadcast_to(pixels, (len(pixels), *_shape(version))))
         return len(positions)
 
     done = 0
-    with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="load") as pool:
-        for count in pool.map(copy, values(names.dictionary), groups):
+    with ThreadPoolExecutor(at_once, thread_name_prefix="load") as pool:
+        for count in pool.map(copy, names, np.split(order, first)[1:]):
             done += count
             on_progress(Progress("loading images", done, len(rows)))
-    return pixels
 
 
 def _shape(version: DatasetVersion) -> tuple[int, int, int]:

@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from pipeline import datasets, processes, registry
+from pipeline import aliases, datasets, processes, registry
+from pipeline.aliases import CHAMPION
 from pipeline.artifacts import Deployment, ModelVersion
 from pipeline.errors import DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
 from pipeline.progress import OnProgress, Progress, silent
-from pipeline.registry import CHAMPION, ModelManifest
+from pipeline.registry import ModelManifest
 from pipeline.settings import PREFIX, SERVING_PREFIX, Settings
 from pipeline.store import Store
 from pipeline.zones import Zones, reachable
@@ -222,11 +223,11 @@ def _refuse_bad_url(url: str | None) -> None:
 
 def _point_alias(models: Store, version: ModelVersion) -> bool:
     """Make the champion alias point at ``version``; whether it pointed elsewhere."""
-    found = registry.read_alias(models, version.model, CHAMPION)
+    found = aliases.read_alias(models, version.model, CHAMPION)
     if found and found[0].version == version.version:
         return False
     etag = found[1] if found else None
-    registry.set_alias(models, version.model, CHAMPION, version.version, reason="deployed", expected=etag)
+    aliases.set_alias(models, version.model, CHAMPION, version.version, reason="deployed", expected=etag)
     return True
 
 
@@ -364,7 +365,7 @@ def _undone(models: Store, manifest: ModelManifest, server: Server | None, error
     if not moved and models.head(_proof_key(manifest)) is not None:
         return f"{failed}{log}; alias {CHAMPION!r} stays, because this version had proven itself before."
     try:
-        state = registry.withdraw(models, manifest.model, CHAMPION, manifest.version, f"deployment failed: {error}")
+        state = aliases.withdraw(models, manifest.model, CHAMPION, manifest.version, f"deployment failed: {error}")
     except StoreError as lost:
         return f"{failed}{log}; and alias {CHAMPION!r} could not be moved back: {lost}"
     now = state.version if state else None

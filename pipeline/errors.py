@@ -23,6 +23,8 @@
     └── LocalServiceFailed            a process on this machine did not start or stop
 """
 
+from collections.abc import Sequence
+
 
 class SafelightError(Exception):
     """Root of everything raised on purpose; its text is one sentence meant for a person."""
@@ -98,3 +100,9 @@ class DeployFailed(SafelightError):
 
 class LocalServiceFailed(SafelightError):
     """A process on this machine did not start or stop."""
+
+
+def listed(names: Sequence[str], shown: int) -> str:
+    """Names in a sentence: the first ``shown`` of them, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -7,11 +7,11 @@
   of the CPU, up to rounding: what is served must answer like what was judged.
 """
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import nn
 
 from pipeline import checkpoints, datasets, metrics, model, report
@@ -30,6 +29,7 @@ from pipeline.errors import Corrupted, TrainingDiverged
 from pipeline.learner import choose_device
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.report import Evidence, Mistake
+from pipeline.sealing import sealed, unsealed
 from pipeline.store import Store
 from pipeline.zones import Zones
 
@@ -72,6 +72,7 @@ def evaluate(
     *,
     device: str = "auto",
     memory_mb: int = 4096,
+    scratch: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> EvaluationReport:
     """Evaluate a finished training run on its test split, or find what was found out already.
@@ -80,7 +81,8 @@ def evaluate(
         zones: reads datasets and checkpoints, writes checkpoints.
         run: whose best weights to judge.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-        memory_mb: bound of the test split's pixels in memory, in MiB.
+        memory_mb: how much memory the test split's pixels may take, in MiB; more lie in a file in ``scratch``.
+        scratch: a folder of this machine; by default the system's own.
         on_progress: told how many images were judged.
 
     Raises:
@@ -92,7 +94,9 @@ def evaluate(
     found = store.get_if_present(_key(run, "evaluation.json"))
     if found is not None:
         return _complete(store, run, found)
-    test = datasets.load_split(zones.datasets, run.dataset, "test", memory_mb=memory_mb, on_progress=on_progress)
+    test = datasets.load_split(
+        zones.datasets, run.dataset, "test", memory_mb=memory_mb, scratch=scratch, on_progress=on_progress
+    )
     predictions = store.get_if_present(_key(run, "predictions.parquet"))
     if predictions is None:
         probabilities = predict(_network(zones, run), test.pixels, choose_device(device), on_progress)
@@ -102,9 +106,10 @@ def evaluate(
     page = store.write_once(_key(run, "report.html"), report.page(judged, _evidence(zones, run, test, answers)))
     files = {"predictions.parquet": predictions, "report.html": page}
     judged = judged.model_copy(
-        update={"files": {name: _stored_file(_key(run, name), data) for name, data in files.items()}}
+        update={"files": {name: StoredFile.of(_key(run, name), data) for name, data in files.items()}}
     )
-    return _complete(store, run, store.write_once(_key(run, "evaluation.json"), judged.to_json()))
+    key = _key(run, "evaluation.json")
+    return _complete(store, run, store.write_once(key, sealed(judged, key)))
 
 
 def predict(
@@ -166,7 +171,7 @@ def to_parquet(test: LoadedSplit, probabilities: NDArray[np.float32]) -> bytes:
         "probabilities": pa.ListArray.from_arrays(offsets, pa.array(probabilities.ravel(), pa.float32())),
     }
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=pa.schema(COLUMNS)), file, compression="zstd")
+    pq.write_table(pa.table(columns, schema=pa.schema(COLUMNS)), file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
 
 
@@ -177,7 +182,11 @@ def from_parquet(data: bytes, test: LoadedSplit, key: str) -> Answers:
         Corrupted: they are not answers on ``test``; ``key`` says which file that is.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=["image_digest", "label", "predicted", "probability"])
+        table = pq.read_table(
+            pa.BufferReader(data),
+            columns=["image_digest", "label", "predicted", "probability"],
+            page_checksum_verification=True,  # an evaluation that was cut short has no record yet that vouches for it
+        )
     except (pa.ArrowInvalid, OSError) as error:
         raise Corrupted(f"{key} cannot be read as Parquet: delete it and evaluate again.") from error
     if table["image_digest"].to_pylist() != [digest.tobytes() for digest in test.digests]:
@@ -228,7 +237,8 @@ def _evidence(zones: Zones, run: TrainingRun, test: LoadedSplit, answers: Answer
 def _network(zones: Zones, run: TrainingRun) -> nn.Module:
     weights = checkpoints.load_weights(zones.checkpoints, run)
     with torch.random.fork_rng([]):  # nobody else's random numbers change because a network was built
-        network = model.build(run.config.architecture, len(run.dataset.classes), run.dataset.pixels)
+        config = run.config
+        network = model.build(config.architecture, len(run.dataset.classes), run.dataset.pixels, config.width)
     network.load_state_dict(weights)
     return network
 
@@ -237,14 +247,12 @@ def _complete(store: Store, run: TrainingRun, data: bytes) -> EvaluationReport:
     """The stored report, with itself among its files."""
     key = _key(run, "evaluation.json")
     try:
-        stored = EvaluationReport.from_json(data)
-    except ValidationError as error:
-        raise Corrupted(f"{store.url}/{key} is no report of an evaluation: delete it and evaluate again.") from error
-    return stored.model_copy(update={"files": stored.files | {"evaluation.json": _stored_file(key, data)}})
-
-
-def _stored_file(key: str, data: bytes) -> StoredFile:
-    return StoredFile(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        stored = unsealed(EvaluationReport, data, key)
+    except Corrupted as error:
+        raise Corrupted(
+            f"{store.url}/{key} is no report of an evaluation: {error}; delete it and evaluate again."
+        ) from error
+    return stored.model_copy(update={"files": stored.files | {"evaluation.json": StoredFile.of(key, data)}})
 
 
 def _key(run: TrainingRun, name: str) -> str:

@@ -8,20 +8,20 @@
 - Files go in write once, the record last: an export that was killed is repeated, a finished one is found.
 """
 
-import hashlib
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline import checkpoints, datasets, model
@@ -29,6 +29,7 @@ from pipeline.artifacts import ExportedModel, PixelSpec, StoredFile, TrainingRun
 from pipeline.errors import Corrupted, ExportMismatch
 from pipeline.onnx_model import INPUT, OUTPUT, OnnxModel
 from pipeline.progress import OnProgress, Progress, silent
+from pipeline.sealing import sealed, unsealed
 from pipeline.store import Store
 from pipeline.zones import Zones
 
@@ -61,13 +62,21 @@ class Probabilities(nn.Module):
         return torch.softmax(self.classifier(pixels), dim=1)
 
 
-def export(zones: Zones, run: TrainingRun, *, memory_mb: int = 4096, on_progress: OnProgress = silent) -> ExportedModel:
+def export(
+    zones: Zones,
+    run: TrainingRun,
+    *,
+    memory_mb: int = 4096,
+    scratch: Path | None = None,
+    on_progress: OnProgress = silent,
+) -> ExportedModel:
     """Export a finished training run, or find what was exported already.
 
     Args:
         zones: reads datasets and checkpoints, writes checkpoints.
         run: whose best weights to export.
-        memory_mb: bound of the test split's pixels in memory, in MiB.
+        memory_mb: how much memory the test split's pixels may take, in MiB; more lie in a file in ``scratch``.
+        scratch: a folder of this machine; by default the system's own.
         on_progress: told how many images were compared.
 
     Raises:
@@ -79,7 +88,9 @@ def export(zones: Zones, run: TrainingRun, *, memory_mb: int = 4096, on_progress
         return _record(zones.checkpoints, run, found)
     weights = checkpoints.load_weights(zones.checkpoints, run)
     network = _network(run, weights)
-    test = datasets.load_split(zones.datasets, run.dataset, "test", memory_mb=memory_mb, on_progress=on_progress)
+    test = datasets.load_split(
+        zones.datasets, run.dataset, "test", memory_mb=memory_mb, scratch=scratch, on_progress=on_progress
+    )
     enough = max(100, PARITY_PIXELS // math.prod(test.pixels.shape[1:3]))
     pixels = test.pixels[spread(len(test.pixels), min(PARITY_IMAGES, enough))]
     contents = {
@@ -89,14 +100,16 @@ def export(zones: Zones, run: TrainingRun, *, memory_mb: int = 4096, on_progress
     # Prove before anything is stored; prove again if another writer's bytes were there first.
     difference = prove_parity(network, contents["model.onnx"], pixels, on_progress)
     stored = {name: zones.checkpoints.write_once(_key(run, name), data) for name, data in contents.items()}
+    _refuse_other_weights(zones.checkpoints, _key(run, "model.safetensors"), stored["model.safetensors"], weights)
     if stored["model.onnx"] != contents["model.onnx"]:
         difference = prove_parity(network, stored["model.onnx"], pixels, on_progress)
     exported = ExportedModel(
         training_run=run,
-        files={name: _stored_file(_key(run, name), data) for name, data in stored.items()},
+        files={name: StoredFile.of(_key(run, name), data) for name, data in stored.items()},
         parity={"largest_difference": difference, "images": len(pixels)},
     )
-    final = zones.checkpoints.write_once(_key(run, "export.json"), exported.to_json())
+    key = _key(run, "export.json")
+    final = zones.checkpoints.write_once(key, sealed(exported, key))
     return _record(zones.checkpoints, run, final)
 
 
@@ -154,7 +167,8 @@ def prove_parity(network: nn.Module, onnx: bytes, pixels: NDArray[np.uint8], on_
 
 def _network(run: TrainingRun, weights: dict[str, Tensor]) -> nn.Module:
     with torch.random.fork_rng([]):  # nobody else's random numbers change because a network was built
-        network = model.build(run.config.architecture, len(run.dataset.classes), run.dataset.pixels)
+        config = run.config
+        network = model.build(config.architecture, len(run.dataset.classes), run.dataset.pixels, config.width)
     network.load_state_dict(weights)
     return Probabilities(network).eval()
 
@@ -213,17 +227,23 @@ def _quiet(names: Sequence[str]) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _refuse_other_weights(store: Store, key: str, data: bytes, weights: dict[str, Tensor]) -> None:
+    """An export that was cut short may have been altered before this one went on with it."""
+    try:
+        stored = safetensors.torch.load(data)
+    except SafetensorError:
+        stored = {}
+    if stored.keys() != weights.keys() or not all(torch.equal(stored[name], weights[name]) for name in weights):
+        raise Corrupted(f"{store.url}/{key} does not hold the weights of its run: delete it and export again.")
+
+
 def _record(store: Store, run: TrainingRun, data: bytes) -> ExportedModel:
     try:
-        return ExportedModel.from_json(data)
-    except ValidationError as error:
+        return unsealed(ExportedModel, data, _key(run, "export.json"))
+    except Corrupted as error:
         raise Corrupted(
-            f"{store.url}/{_key(run, 'export.json')} is no record of an export: delete it and export again."
+            f"{store.url}/{_key(run, 'export.json')} is no record of an export: {error}; delete it and export again."
         ) from error
-
-
-def _stored_file(key: str, data: bytes) -> StoredFile:
-    return StoredFile(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def _key(run: TrainingRun, name: str) -> str:

@@ -43,6 +43,15 @@ def write(folder: Path | None, data: bytes) -> None:
         log.warning("%s cannot be used as a cache: %s", folder, error)
 
 
+def clear(folder: Path) -> tuple[int, int]:
+    """Forget all that is kept; how many files and bytes that was."""
+    files = [path for path in folder.glob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        path.unlink(missing_ok=True)
+    return len(files), size
+
+
 def _kept(path: Path) -> bytes:
     try:
         data = path.read_bytes()

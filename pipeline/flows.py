@@ -1,18 +1,23 @@
 """The flows: the only file that knows Prefect. Read ``pipeline`` and you know the whole route.
 
-- Each flow also runs by itself, against what the store holds: its parameters are names and configurations, never data.
+- Each stage also has a flow of its own, which runs by itself against what the store holds: its parameters are names and
+  configurations, never data. ``pipeline`` runs the same tasks in one run: a flow inside a flow costs half a second, and
+  two more where SQLite refuses the server to write twice at once.
 - Flows and tasks are asynchronous and coarse, and the work is done in plain threads: an empty synchronous flow costs
   more than a second, and a task per image would cost more than the images.
-- Retries sit on tasks that touch the network, and only a store that does not answer is retried: repeating a person's
-  mistake does not mend it. The state of a failed run says what was wrong, in the sentence that a person would read.
+- Retries sit on tasks that touch the network, and only a store that stayed away for all of its patience is asked once
+  more: repeating a person's mistake does not mend it, and retries within retries would add up. The state of a failed
+  run says what was wrong, in the sentence that a person would read.
 """
 
 import asyncio
 import functools
+import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from prefect import State, Task, aserve, flow, get_run_logger, task
@@ -23,10 +28,11 @@ from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.states import Failed
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.annotations import quote
 from prefect.utilities.callables import ParameterSchema
 from pydantic import Field
 
-from pipeline import datasets, deploy, evaluate, export, prepare, promote, registry, report, train, training_runs
+from pipeline import aliases, deploy, packing, patience, prepare, promote, registry, report, stages, training_runs
 from pipeline.artifacts import (
     DatasetVersion,
     Deployment,
@@ -45,7 +51,7 @@ from pipeline.errors import SafelightError, StoreUnavailable
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.progress import plain_lines
 from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones
+from pipeline.zones import Zones, open_zones, reachable
 
 RUNS_AT_ONCE = 4
 P = ParamSpec("P")
@@ -91,8 +97,32 @@ async def is_store_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 def network_task(
     **options: Any,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """A task that touches the object store or a server."""
-    return task(retries=2, retry_delay_seconds=[5, 20], retry_condition_fn=is_store_away, **options)
+    """A task that touches the object store or a server; while it waits for one, the run's log says so too."""
+
+    def decorated(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with waits_told(get_run_logger()):
+                return await body(*args, **kwargs)
+
+        return task(retries=1, retry_delay_seconds=5, retry_condition_fn=is_store_away, **options)(run)
+
+    return decorated
+
+
+@contextmanager
+def waits_told(run_log: logging.Logger | logging.LoggerAdapter[Any]) -> Iterator[None]:
+    """Say in a run's log, and nowhere else, what is said of waiting for the store, from whichever thread."""
+    handler = logging.Handler()
+    handler.emit = lambda record: run_log.warning("%s", record.getMessage())  # type: ignore[method-assign]
+    waiting = logging.getLogger(patience.__name__)
+    waiting.addHandler(handler)
+    waiting.propagate = False
+    try:
+        yield
+    finally:
+        waiting.removeHandler(handler)
+        waiting.propagate = not waiting.handlers
 
 
 @flow(name="pipeline", flow_run_name="{dataset}: from images to a live model")
@@ -107,14 +137,14 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
 ) -> PipelineResult:
     """The whole route: images in the store become a live model, if the model is good enough."""
     clock = Stopwatch()
-    version = await clock.time("prepare", prepare_flow(dataset, preparation))
-    run = await clock.time("train", train_flow(dataset, version.version, training, fresh))
-    exported, judged = await clock.time("evaluate", evaluate_flow(run.id))
+    version = await clock.time("prepare", prepare_dataset(dataset, preparation))
+    run = await clock.time("train", train_model(dataset, version.version, training, fresh))
+    exported, judged = await clock.time("evaluate", export_and_evaluate(run.id))
     challenger = await clock.time("register", register_model(model or dataset, exported, judged))
-    decision = await clock.time("promote", promote_flow(challenger.model, challenger.version, gate))
+    decision = await clock.time("promote", judge(challenger.model, challenger.version, gate))
     deployment = None
     if decision.promoted:
-        deployment = await clock.time("deploy", deploy_flow(challenger.model, challenger.version))
+        deployment = await clock.time("deploy", make_live(challenger.model, challenger.version))
     return PipelineResult(
         dataset_version=version,
         training_run=run,
@@ -165,10 +195,7 @@ async def train_flow(
 @failing_in_one_sentence
 async def evaluate_flow(run: str) -> tuple[ExportedModel, EvaluationReport]:
     """Export a finished training run's best weights and judge them on the test split."""
-    exported = await export_model(run)
-    judged = await evaluate_model(run)
-    await publish(judged)
-    return exported, judged
+    return await export_and_evaluate(run)
 
 
 @flow(name="promote", flow_run_name="promote {model}")
@@ -179,12 +206,7 @@ async def promote_flow(
     gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
 ) -> PromotionDecision:
     """Judge a model version against the champion; the better one is the champion afterwards."""
-    decision = await judge(model, version, gate)
-    log = get_run_logger()
-    log.info("%s %s", decision.challenger.version, "is the champion" if decision.promoted else "is not promoted")
-    for reason in decision.reasons:
-        log.info("%s", reason)
-    return decision
+    return await judge(model, version, gate)
 
 
 @flow(name="deploy", flow_run_name="deploy {model}")
@@ -219,56 +241,58 @@ async def prepare_dataset(dataset: str, config: PrepareConfig) -> DatasetVersion
     return result.version
 
 
-@network_task(name="pack images", cache_policy=NO_CACHE)
+@task(name="pack images", cache_policy=NO_CACHE)  # its preparation is what is repeated
 async def pack_images(chunk: Chunk) -> PackedChunk:
     """Thousands of raw images, read, checked and packed into shards."""
     settings, zones = await surroundings()
-    return await asyncio.to_thread(prepare.pack_chunk, zones, chunk, settings.decode_threads)
+    return await asyncio.to_thread(
+        packing.pack_chunk, zones.images, zones.datasets, chunk, decode_threads=settings.decode_threads
+    )
 
 
 def as_tasks(loop: asyncio.AbstractEventLoop, _pack: prepare.Pack, chunks: Iterable[Chunk]) -> Iterator[PackedChunk]:
     """Pack each chunk as a task of its own; called from a preparation's thread while ``loop`` runs elsewhere."""
     for chunk in chunks:
-        yield asyncio.run_coroutine_threadsafe(pack_images(chunk), loop).result()
+        # Quoted, or Prefect would look into each of its 10,000 keys for results of other tasks.
+        task_run = pack_images(quote(chunk))  # type: ignore[call-overload]  # Prefect unquotes it
+        yield asyncio.run_coroutine_threadsafe(task_run, loop).result()
 
 
 @network_task(name="train")
 async def train_model(dataset: str, version: str | None, config: TrainConfig, fresh: bool) -> TrainingRun:
     """The finished training run; when this task is cancelled, training stops at the next step with a checkpoint."""
     settings, zones = await surroundings()
-    prepared = datasets.find(zones.datasets, dataset, version) if version else datasets.latest(zones.datasets, dataset)
+    prepared = await asyncio.to_thread(stages.dataset_version, zones, dataset, version)
     stop = threading.Event()
     try:
-        return await in_thread(
-            train.train,
-            zones,
-            prepared,
-            config,
-            device=settings.device,
-            memory_mb=settings.training_memory_mb,
-            fresh=fresh,
-            should_stop=stop.is_set,
-        )
+        return await in_thread(stages.train_on, settings, zones, prepared, config, fresh=fresh, should_stop=stop.is_set)
     except asyncio.CancelledError:
         stop.set()
         raise
+
+
+async def export_and_evaluate(run: str) -> tuple[ExportedModel, EvaluationReport]:
+    """What a finished training run's best weights are worth, with the figures in the UI."""
+    exported = await export_model(run)
+    judged = await evaluate_model(run)
+    await publish(judged)
+    return exported, judged
 
 
 @network_task(name="export")
 async def export_model(run: str) -> ExportedModel:
     """The run's best weights as ONNX, proven to answer like torch."""
     settings, zones = await surroundings()
-    finished = training_runs.find(zones.checkpoints, run)
-    return await in_thread(export.export, zones, finished, memory_mb=settings.training_memory_mb)
+    finished = await asyncio.to_thread(training_runs.find, zones.checkpoints, run)
+    return await in_thread(stages.export_run, settings, zones, finished)
 
 
 @network_task(name="evaluate")
 async def evaluate_model(run: str) -> EvaluationReport:
     """What the run's best weights do on the test split."""
     settings, zones = await surroundings()
-    finished = training_runs.find(zones.checkpoints, run)
-    memory_mb = settings.training_memory_mb
-    return await in_thread(evaluate.evaluate, zones, finished, device=settings.device, memory_mb=memory_mb)
+    finished = await asyncio.to_thread(training_runs.find, zones.checkpoints, run)
+    return await in_thread(stages.evaluate_run, settings, zones, finished)
 
 
 @network_task(name="register")
@@ -282,15 +306,18 @@ async def register_model(model: str, exported: ExportedModel, judged: Evaluation
 async def judge(model: str, version: str | None, gate: GateConfig) -> PromotionDecision:
     """The quality gate's decision, carried out."""
     _, zones = await surroundings()
-    challenger = registry.resolve(zones.models, model, version or registry.NEWEST)
-    return await in_thread(promote.promote, zones, challenger, gate)
+    challenger = await asyncio.to_thread(aliases.resolve, zones.models, model, version or aliases.NEWEST)
+    decision = await in_thread(promote.promote, zones, challenger, gate)
+    for line in promote.summary(decision):
+        get_run_logger().info("%s", line)
+    return decision
 
 
 @network_task(name="deploy")
 async def make_live(model: str, version: str | None) -> Deployment:
     """The version live, or the one before it live again and an error."""
     settings, zones = await surroundings()
-    target = registry.resolve(zones.models, model, version or registry.CHAMPION)
+    target = await asyncio.to_thread(aliases.resolve, zones.models, model, version or aliases.CHAMPION)
     return await in_thread(deploy.deploy, zones, settings, target)
 
 
@@ -299,7 +326,7 @@ async def roll_back(model: str) -> str:
     """The version that the champion alias points at now; never repeated, which could go back twice."""
     _, zones = await surroundings()
     state = await asyncio.to_thread(
-        registry.rollback, zones.models, model, registry.CHAMPION, reason="rolled back by a flow run"
+        aliases.rollback, zones.models, model, aliases.CHAMPION, reason="rolled back by a flow run"
     )
     return str(state.version)
 
@@ -323,9 +350,15 @@ async def publish(judged: EvaluationReport) -> None:
 
 
 async def surroundings() -> tuple[Settings, Zones]:
-    """Settings and opened zones, anew in each task: it may run on another machine than the last one."""
-    settings = Settings.from_environ(os.environ)
-    return settings, await asyncio.to_thread(open_zones, settings)
+    """Settings and opened zones, in each task: it may run on another machine than the last one."""
+    settings = await asyncio.to_thread(reachable, Settings.from_environ(os.environ))
+    return settings, await asyncio.to_thread(opened, settings)
+
+
+@functools.lru_cache(maxsize=1)
+def opened(settings: Settings) -> Zones:
+    """The zones; a process that runs one task after another opens them once."""
+    return open_zones(settings)
 
 
 async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:

@@ -7,9 +7,10 @@ and left. Nothing is sorted and no list of files is held, so that a million file
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline.raw import HIDDEN, is_hidden
 
@@ -17,21 +18,23 @@ BROKEN_LINK = "broken link"
 ENDLESS_LINK = "link to a folder that it lies in"
 UNREADABLE = "unreadable"
 NOT_A_FILE = "not a regular file"
-MOST_EXAMPLES = 20
+
+Note: TypeAlias = Callable[[str, str], None]
+"""Takes a printable path and the reason why the file is left aside."""
 
 
 @dataclass(slots=True)
 class LeftAside:
-    """Files that are not imported, counted by reason; the first few that a person would miss, by name."""
+    """Files that are not imported, counted by reason; those that a person would miss are noted by name as well."""
 
+    note: Note
     counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
 
     def add(self, reason: str, path: str | None = None) -> None:
-        """Count one; ``path`` is kept among the examples while there are few."""
+        """Count one, and note its ``path`` if that is given."""
         self.counts[reason] += 1
-        if path is not None and len(self.examples) < MOST_EXAMPLES:
-            self.examples.append(f"{shown(path)}: {reason}")
+        if path is not None:
+            self.note(shown(path), reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,15 @@ How each kind of image becomes pixels (``artifacts.PIXEL_FORMAT`` is raised when
 - CMYK and YCCK become RGB by ``(255 - c) * (255 - k) / 255``. Floating-point, signed and 32-bit samples have no defined
   range and are refused by name, and so are CIELAB, 12-bit samples and other rarities.
 - Grey from colour is ITU-R BT.601 luma, at full size; RGB from grey repeats the channel.
-- ``crop`` takes the largest centred part of the target's shape. Resizing is done per axis: cv2's INTER_AREA where an
-  axis shrinks, then its bit-exact bilinear filter where one grows. An image of the target's size is never resampled.
+- An 8-bit grey or colour JPEG is decoded at 1/2, 1/4 or 1/8 of its size (by libjpeg, from fewer DCT coefficients)
+  where the part that is used stays at least as large as the target.
+- ``crop`` takes the largest centred part of the target's shape of what was decoded. Resizing is an antialiased bilinear
+  filter, close to Pillow's (docs/decisions/decoding.md has the differences): an axis of more than twice the target's
+  length is averaged to twice of it, a shrinking axis is smoothed by three taps, then all is interpolated bilinearly.
+  An image of the target's size is never resampled.
 
 PNG, 8-bit JPEG and deep TIFF are decoded by OpenCV, the rest by Pillow: for what both read, both give the same pixels
-(a test proves it), and OpenCV is twice as fast. Damage that a decoder notices is an error, never a grey area; what a
+(a test proves it), and OpenCV is faster. Damage that a decoder notices is an error, never a grey area; what a
 JPEG decoder conceals by the format's own rules (flipped bits in the middle of a scan) stays unseen.
 
 Nothing is set globally here. Who decodes in several threads calls ``cv2.setNumThreads(1)`` once, at start-up: resizing
@@ -51,7 +55,16 @@ from pipeline.image_files import (
     refuse_size,
 )
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageHeader", "claims_to_be_image", "decode", "encode_png", "read_header"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ImageHeader",
+    "claims_to_be_image",
+    "decode",
+    "decode_with_header",
+    "encode_png",
+    "read_header",
+]
 
 Pixels: TypeAlias = NDArray[Any]
 """uint8 in this module's own functions; OpenCV's type stubs know no dtype that narrow."""
@@ -73,6 +86,16 @@ GREY_KINDS = {"PNG": (PNG_GREY, PNG_GREY_ALPHA), "JPEG": (1,)}
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_EXTRA_SAMPLES = 258, 262, 338
 WHITE_IS_ZERO = 0
 UNSPECIFIED, PREMULTIPLIED = (0,), (1,)
+REDUCTIONS = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
+"""OpenCV's flags by how many times smaller it decodes a JPEG, the largest first; with a flag for colour, in colour."""
+NO_TIE = 2 / (1 << 16)
+"""Added before rounding. OpenCV smooths bytes in 16-bit fixed point and rounds halves up or to even, whichever its
+vector unit does; sums of even weights plus this are never halves, so that all machines round alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +122,7 @@ def read_header(data: bytes) -> ImageHeader:
     """
     with _as_invalid_image(data):
         image = examine(data)
-        if _is_for_opencv(image):
-            width, height, grey = image.width, image.height, image.kind in GREY_KINDS[image.format]
-        else:
-            opened = _opened(image)
-            (width, height), grey = opened.size, opened.mode in GREY_MODES
-        if image.orientation > 4:
-            width, height = height, width
-        return ImageHeader(image.format, width, height, 1 if grey else 3)
+        return _header(image, None if _is_for_opencv(image) else _opened(image))
 
 
 def decode(data: bytes, spec: PixelSpec) -> NDArray[np.uint8]:
@@ -122,10 +138,22 @@ def decode(data: bytes, spec: PixelSpec) -> NDArray[np.uint8]:
     Raises:
         InvalidImage: the bytes cannot be decoded; its text is a clause that says why.
     """
+    return _in_channels(decode_with_header(data, spec)[1], spec.channels)
+
+
+def decode_with_header(data: bytes, spec: PixelSpec) -> tuple[ImageHeader, NDArray[np.uint8]]:
+    """What ``read_header`` says, and what ``decode`` gives, but with 1 channel where the image is stored in grey.
+
+    Raises:
+        InvalidImage: the bytes cannot be decoded; its text is a clause that says why.
+    """
     with _as_invalid_image(data):
         image = examine(data)
-        pixels = _by_opencv(image) if _is_for_opencv(image) else _by_pillow(image)
-        return _fitted(_upright(pixels, image.orientation), spec)
+        opened = None if _is_for_opencv(image) else _opened(image)
+        header = _header(image, opened)
+        reduction = _reduction(image, header, spec)
+        pixels = _by_opencv(image, reduction) if opened is None else _by_pillow(image, opened)
+        return header, _fitted(_upright(pixels, image.orientation), spec, reduction)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -157,13 +185,36 @@ def _reason(format_name: str, error: Exception) -> str:
 
 
 def _is_for_opencv(image: EncodedImage) -> bool:
-    return image.format == "PNG" or (image.format == "JPEG" and image.kind in (1, 3))
+    return image.format == "PNG" or _is_plain_jpeg(image)
 
 
-def _by_opencv(image: EncodedImage) -> Pixels:
+def _is_plain_jpeg(image: EncodedImage) -> bool:
+    return image.format == "JPEG" and image.kind in (1, 3)
+
+
+def _header(image: EncodedImage, opened: ImageFile | None) -> ImageHeader:
+    """The header of an image that Pillow opened, or that OpenCV will decode."""
+    if opened is None:
+        width, height, grey = image.width, image.height, image.kind in GREY_KINDS[image.format]
+    else:
+        (width, height), grey = opened.size, opened.mode in GREY_MODES
+    if image.orientation > 4:
+        width, height = height, width
+    return ImageHeader(image.format, width, height, 1 if grey else 3)
+
+
+def _reduction(image: EncodedImage, header: ImageHeader, spec: PixelSpec) -> int:
+    """How many times smaller an image is decoded: 1, or a JPEG's 2, 4 or 8."""
+    if not _is_plain_jpeg(image):
+        return 1
+    rows, columns = _shown(header.height, header.width, spec)
+    return next((times for times in REDUCTIONS if rows >= times * spec.height and columns >= times * spec.width), 1)
+
+
+def _by_opencv(image: EncodedImage, reduction: int = 1) -> Pixels:
     if image.format == "JPEG":
-        colour = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        return _imdecoded(image, cv2.IMREAD_GRAYSCALE if image.kind == 1 else colour)
+        colour = cv2.IMREAD_COLOR_RGB if image.kind == 3 else 0
+        return _imdecoded(image, REDUCTIONS[reduction] | colour | cv2.IMREAD_IGNORE_ORIENTATION, reduction)
     samples = _imdecoded(image, cv2.IMREAD_UNCHANGED)
     pixels = _opaque(samples)
     if image.transparent is not None:
@@ -173,16 +224,16 @@ def _by_opencv(image: EncodedImage) -> Pixels:
     return pixels[:, :, 0] if image.kind == PNG_GREY_ALPHA else pixels
 
 
-def _imdecoded(image: EncodedImage, flags: int) -> NDArray[Any]:
+def _imdecoded(image: EncodedImage, flags: int, reduction: int = 1) -> NDArray[Any]:
     """OpenCV's samples, BGR(A) unless ``flags`` say otherwise; a TIFF comes upright."""
     samples: NDArray[Any] | None = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags)
-    if samples is None or sorted(samples.shape[:2]) != sorted((image.height, image.width)):
+    expected = sorted(-(-side // reduction) for side in (image.height, image.width))
+    if samples is None or sorted(samples.shape[:2]) != expected:
         raise InvalidImage(f"damaged {image.format}")
     return samples
 
 
-def _by_pillow(image: EncodedImage) -> Pixels:
-    opened = _opened(image)
+def _by_pillow(image: EncodedImage, opened: ImageFile) -> Pixels:
     if opened.mode.startswith("I;16"):
         pixels = _eight_bits(np.asarray(opened).astype(np.uint16))
         return cv2.bitwise_not(pixels) if _tag(opened, TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else pixels
@@ -254,26 +305,54 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(turned[::rows, ::columns])
 
 
-def _fitted(pixels: Pixels, spec: PixelSpec) -> Pixels:
+def _fitted(pixels: Pixels, spec: PixelSpec, reduction: int) -> Pixels:
+    """uint8 (spec.height, spec.width, 1 or 3); of one channel where ``pixels`` or ``spec`` have one."""
     if spec.channels == 1 and pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     if pixels.shape[:2] != (spec.height, spec.width):
-        pixels = _resized(_cropped(pixels, spec) if spec.fit == "crop" else pixels, spec)
-    if spec.channels == 3 and pixels.ndim == 2:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return np.ascontiguousarray(pixels).reshape(spec.height, spec.width, spec.channels)
+        pixels = _resized(_cropped(pixels, spec), spec, reduction)
+    return np.ascontiguousarray(pixels).reshape(spec.height, spec.width, -1)
+
+
+def _in_channels(pixels: Pixels, channels: int) -> Pixels:
+    return pixels if pixels.shape[2] == channels else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
 
 
 def _cropped(pixels: Pixels, spec: PixelSpec) -> Pixels:
-    """The largest centred part of the target's shape; an odd rest goes right or below."""
+    """The part that is used; an odd rest goes right or below."""
     height, width = pixels.shape[:2]
-    rows = min(height, max(1, round(width * spec.height / spec.width)))
-    columns = min(width, max(1, round(height * spec.width / spec.height)))
+    rows, columns = _shown(height, width, spec)
     top, left = (height - rows) // 2, (width - columns) // 2
     return pixels[top : top + rows, left : left + columns]
 
 
-def _resized(pixels: Pixels, spec: PixelSpec) -> Pixels:
+def _shown(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
+    """Rows and columns of the part that is used: all, or the largest of the target's shape."""
+    if spec.fit == "stretch":
+        return height, width
+    rows = min(height, max(1, round(width * spec.height / spec.width)))
+    columns = min(width, max(1, round(height * spec.width / spec.height)))
+    return rows, columns
+
+
+def _resized(pixels: Pixels, spec: PixelSpec, reduction: int) -> Pixels:
+    """An antialiased bilinear filter; ``reduction`` tells how many times smaller the image was decoded.
+
+    At a ratio of 2 the taps below and bilinear interpolation together are the triangle filter itself, 1 3 3 1. Where
+    pixels are means of several already, a narrower filter comes closer to the triangle.
+    """
     height, width = pixels.shape[:2]
-    shrunk = cv2.resize(pixels, (min(width, spec.width), min(height, spec.height)), interpolation=cv2.INTER_AREA)
-    return cv2.resize(shrunk, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR_EXACT)
+    rows, columns = min(height, 2 * spec.height), min(width, 2 * spec.width)
+    if (rows, columns) != (height, width):
+        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    across = _taps(columns / spec.width, averaged=reduction > 1 or columns < width)
+    down = _taps(rows / spec.height, averaged=reduction > 1 or rows < height)
+    if across[0] or down[0]:
+        pixels = cv2.sepFilter2D(pixels, -1, across, down, delta=NO_TIE, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(pixels, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
+
+
+def _taps(ratio: float, *, averaged: bool) -> NDArray[Any]:
+    """Three weights that smooth an axis before it shrinks by ``ratio``, 2 at most; in even 256ths, see NO_TIE."""
+    side = 2 * round(128 * min(max(ratio - 1, 0) / 4, 1 / 6 if averaged else 1 / 4))
+    return np.array([side, 256 - 2 * side, side], np.float32) / 256

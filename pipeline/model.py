@@ -3,8 +3,9 @@
 - **Normalisation is the first layer.** Its mean and standard deviation are buffers, stored with the weights: training
   measures them on the training split, and whoever loads the weights gets them too, so that training and serving cannot
   drift apart. Starting weights bring their own; those of torchvision come without, and get ImageNet's.
-- ``small_resnet`` halves the image in its stem, so that no layer runs at full resolution, and has as many stages as
-  bring the image down to 4 pixels or less. It is meant for 28 to 64 pixels on a CPU.
+- ``small_resnet`` halves the image in its first layer, so that nothing runs at full resolution, and has as many stages
+  as bring the image down to 4 pixels or less. It is meant for 28 to 64 pixels on a CPU, whose vector units take 16
+  channels at a time; its shortcuts have no parameters, because 1x1 convolutions with stride 2 are slow there.
 - ``resnet18`` and ``mobilenet_v3_small`` are torchvision's, built without weights: nothing is downloaded. They see
   grey images three times, so that weights made for RGB fit.
 """
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import models
 
 from pipeline.artifacts import PixelSpec
@@ -24,8 +26,8 @@ log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-WIDTH = 24
-"""Channels of small_resnet's first stage; each further stage doubles them."""
+WIDTH = 16
+"""Channels of small_resnet's stem; each stage doubles them."""
 HEADS = ("network.head.", "network.fc.", "network.classifier.3.")
 """Where each architecture keeps the layer that depends on the classes."""
 
@@ -54,34 +56,40 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2015, arXiv:1512.03385, basic block)."""
+class _Stage(nn.Module):
+    """Two 3x3 convolutions that halve the image and double the channels, beside a shortcut without parameters.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    He et al. 2015 (arXiv:1512.03385), option A: zeros fill the shortcut up. Here it takes the mean of four pixels.
+    """
+
+    def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.conv1 = _convolution(inputs, outputs, 3, stride)
-        self.conv2 = _convolution(outputs, outputs, 3, 1)
-        self.shortcut = nn.Identity() if inputs == outputs else _convolution(inputs, outputs, 1, stride)
+        self.conv1 = _convolution(inputs, 2 * inputs, 3, 2)
+        self.conv2 = _convolution(2 * inputs, 2 * inputs, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         inner: Tensor = self.conv2(torch.relu_(self.conv1(x)))
-        return torch.relu_(inner + self.shortcut(x))
+        shortcut = functional.pad(functional.avg_pool2d(x, 2, ceil_mode=True), (0, 0, 0, 0, 0, x.shape[1]))
+        return torch.relu_(inner.add_(shortcut))
 
 
-def build(architecture: str, classes: int, pixels: PixelSpec) -> Classifier:
+def build(architecture: str, classes: int, pixels: PixelSpec, width: int | None = None) -> Classifier:
     """A network with fresh weights from torch's global generator, normalising as ImageNet is until told otherwise.
 
     Args:
         architecture: ``small_resnet``, ``resnet18`` or ``mobilenet_v3_small``.
         classes: K, the number of logits.
         pixels: what the model's input is; height and width decide how many stages small_resnet has.
+        width: channels of small_resnet's stem, by default ``WIDTH``; the others have none to choose.
 
     Raises:
-        InvalidInput: no such architecture.
+        InvalidInput: no such architecture, or it has no width.
     """
+    if width is not None and architecture != "small_resnet":
+        raise InvalidInput(f"width: {architecture} has a fixed width; leave it out, or choose small_resnet.")
     match architecture:
         case "small_resnet":
-            model = Classifier(_small_resnet(classes, pixels), pixels.channels, pixels.channels)
+            model = Classifier(_small_resnet(classes, pixels, width or WIDTH), pixels.channels, pixels.channels)
         case "resnet18":
             model = Classifier(models.resnet18(num_classes=classes), pixels.channels, 3)
         case "mobilenet_v3_small":
@@ -131,14 +139,16 @@ def load_starting_weights(model: Classifier, weights: Mapping[str, Tensor], sour
         log.info("%s was made for other classes: %s start afresh", source, ", ".join(afresh))
 
 
-def _small_resnet(classes: int, pixels: PixelSpec) -> nn.Module:
+def _small_resnet(classes: int, pixels: PixelSpec, width: int) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = nn.Sequential(_convolution(pixels.channels, WIDTH, 5, 2), nn.ReLU(inplace=True))
-    layers["stage1"] = _Residual(WIDTH, WIDTH, 1)
-    width, side, stage = WIDTH, -(-max(pixels.height, pixels.width) // 2), 1
+    layers["stem"] = nn.Sequential(
+        *(_convolution(pixels.channels, width, 5, 2), nn.ReLU(inplace=True)),
+        *(_convolution(width, width, 3, 1), nn.ReLU(inplace=True)),
+    )
+    side, stage = -(-max(pixels.height, pixels.width) // 2), 0
     while side > 4:
         stage, side = stage + 1, -(-side // 2)
-        layers[f"stage{stage}"] = _Residual(width, 2 * width, 2)
+        layers[f"stage{stage}"] = _Stage(width)
         width = 2 * width
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()

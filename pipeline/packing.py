@@ -71,6 +71,11 @@ def work_folder(dataset: str) -> str:
     return f"{dataset}/work"
 
 
+def is_work(key: str) -> bool:
+    """Whether a key of the datasets zone is a result of a chunk."""
+    return key.split("/")[1:2] == ["work"]
+
+
 def plan(dataset: str, pixels: PixelSpec, wanted: pa.Table, located: pa.Table) -> Iterator[Chunk]:
     """Chunks that read ``wanted`` (key, etag, size), given index rows of all images that are packed."""
     bounds = _chunk_bounds(wanted["size"].to_numpy())
@@ -136,9 +141,7 @@ def examine(data: bytes, pixels: PixelSpec, known: frozenset[bytes]) -> Examined
     if digest in known:
         return Examined(digest)
     try:
-        header = images.read_header(data)
-        channels = 1 if pixels.channels == 1 else header.channels
-        decoded = images.decode(data, pixels.model_copy(update={"channels": channels}))
+        header, decoded = images.decode_with_header(data, pixels)
     except InvalidImage as error:
         return Examined(digest, reason=str(error))
     return Examined(digest, header, decoded, decoded=True)

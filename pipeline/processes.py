@@ -85,12 +85,17 @@ def start(
 
 
 def find(home: Path, name: str) -> Service | None:
-    """The service ``name`` if it is running."""
+    """The service ``name`` if it is running, be it frozen."""
+    service = recorded(home, name)
+    return service if service is not None and alive(service) else None
+
+
+def recorded(home: Path, name: str) -> Service | None:
+    """The service ``name`` as it was last started and not stopped by us: it may have died."""
     try:
-        service = Service(**json.loads(_record(home, name).read_text(encoding="utf-8")))
+        return Service(**json.loads(_record(home, name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # no record, or nothing that we wrote
         return None
-    return service if alive(service) else None
 
 
 def running(home: Path) -> list[Service]:

@@ -6,7 +6,8 @@
 - A label is the first folder's name, in NFC. Names that differ only in case are different classes.
 - ``<dataset>/labels.csv``, where it exists, decides alone: columns ``key,label[,split]`` in any order, keys relative to
   ``<dataset>/``. It is read as people save it: with or without byte order mark, any line ends, comma, semicolon or tab.
-  Images that it does not name are counted and left out.
+  Images that it does not name are counted and left out. It is read line by line: a quote that is not closed must not
+  swallow the rows after it, so a key or a label ends on the line on which it begins.
 """
 
 import csv
@@ -15,8 +16,9 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -122,8 +124,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
-def list_raw(images: Store, dataset: str) -> RawListing:
+def list_raw(images: Store, dataset: str, take: Callable[[RawImage], None] | None = None) -> RawListing:
     """All that is stored for ``dataset``, with labels and given splits.
+
+    Args:
+        images: the images zone.
+        dataset: its name.
+        take: gets each candidate as it is listed; by default they are collected in the result.
 
     Raises:
         NotFound: nothing is stored for it.
@@ -131,8 +138,13 @@ def list_raw(images: Store, dataset: str) -> RawListing:
     """
     table = images.get_if_present(f"{dataset}/{LABELS}")
     stored = images.listing(dataset)
-    listing = _by_folder(dataset, stored) if table is None else _by_table(dataset, stored, table)
-    if table is None and not (listing.images or listing.skipped or listing.problems):
+    listing = RawListing()
+    found = _by_folder(dataset, stored, listing) if table is None else _by_table(dataset, stored, table, listing)
+    count = 0
+    for image in found:
+        (take or listing.images.append)(image)
+        count += 1
+    if table is None and not (count or listing.skipped or listing.problems):
         raise NotFound(f"No images are stored for the dataset {dataset!r}: import some, or check its name.")
     return listing
 
@@ -143,29 +155,31 @@ def read_labels(data: bytes, name: str = LABELS) -> Iterator[LabelRow]:
     Raises:
         InvalidInput: not UTF-8, not CSV, or a column is missing; ``name`` says which file.
     """
+    # Decoded as it is read: a table of a million rows is in memory once, and not again as text.
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig")
     try:
-        text = io.StringIO(data.decode("utf-8-sig"), newline=None)
+        header = text.readline()
+        delimiter = max(",;\t", key=header.count)
+        places = _places(header, delimiter, name)
+        for line, row in _lines(csv.reader(text, delimiter=delimiter, strict=True), name):
+            cells = [row[place].strip() if 0 <= place < len(row) else "" for place in places]
+            if any("\n" in cell for cell in cells):
+                raise _unclosed(name, line)
+            if any(cell.strip() for cell in row):
+                yield LabelRow(_tidy(cells[0]), unicodedata.normalize("NFC", cells[1]), cells[2])
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{name} is not UTF-8 text: save it as CSV in UTF-8.") from error
-    header = text.readline()
-    rows = csv.reader(text, delimiter=max(",;\t", key=header.count))
-    places = _places(header, rows.dialect.delimiter, name)
-    try:
-        for row in rows:
-            if any(cell.strip() for cell in row):
-                cells = [row[place].strip() if 0 <= place < len(row) else "" for place in places]
-                yield LabelRow(_tidy(cells[0]), unicodedata.normalize("NFC", cells[1]), cells[2])
-    except csv.Error as error:
-        raise InvalidInput(f"{name}, line {rows.line_num + 1}: {error}.") from error
 
 
 def write_labels(rows: Iterable[LabelRow]) -> bytes:
     """A labels.csv of these rows: UTF-8, line feeds; equal bytes for equal rows."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows((row.key, row.label, row.split) for row in rows)
-    return text.getvalue().encode()
+    data = io.BytesIO()
+    with io.TextIOWrapper(data, "utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((row.key, row.label, row.split) for row in rows)
+        text.flush()
+        return data.getvalue()
 
 
 def settle_labels(rows: Iterable[LabelRow]) -> tuple[dict[str, tuple[str, Split | None]], dict[str, str]]:
@@ -175,9 +189,11 @@ def settle_labels(rows: Iterable[LabelRow]) -> tuple[dict[str, tuple[str, Split 
     """
     labels: dict[str, tuple[str, Split | None]] = {}
     refused: dict[str, str] = {}
+    shared: dict[tuple[str, Split | None], tuple[str, Split | None]] = {}
     for row in rows:
         reason = _fault(row)
-        found = None if reason else (row.label, SPLIT_NAMES.get(row.split.lower()))
+        # One object per label and split, however many images they have.
+        found = None if reason else shared.setdefault(pair := (row.label, SPLIT_NAMES.get(row.split.lower())), pair)
         if found and labels.setdefault(row.key, found) != found:
             first = labels[row.key]
             reason = f"{LABELS} contradicts itself: {_shown(first)} and {_shown(found)}"
@@ -196,8 +212,8 @@ def _escaped(found: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in found[0].encode(errors="surrogateescape"))
 
 
-def _by_folder(dataset: str, stored: Iterable[StoredObject]) -> RawListing:
-    listing = RawListing()
+def _by_folder(dataset: str, stored: Iterable[StoredObject], listing: RawListing) -> Iterator[RawImage]:
+    """The candidates; ``listing`` gets the rest."""
     names: dict[str, str] = {}
     for item in stored:
         path = item.key.removeprefix(f"{dataset}/")
@@ -210,13 +226,13 @@ def _by_folder(dataset: str, stored: Iterable[StoredObject]) -> RawListing:
         else:
             # One string object per class, however many images it has.
             label = names.setdefault(folder, unicodedata.normalize("NFC", folder))
-            listing.images.append(RawImage(item.key, item.size, item.etag, label, None))
-    return listing
+            yield RawImage(item.key, item.size, item.etag, label, None)
 
 
-def _by_table(dataset: str, stored: Iterable[StoredObject], table: bytes) -> RawListing:
+def _by_table(dataset: str, stored: Iterable[StoredObject], table: bytes, listing: RawListing) -> Iterator[RawImage]:
+    """The candidates; ``listing`` gets the rest. A row of the table takes about 170 bytes meanwhile."""
     labels, refused = settle_labels(read_labels(table, f"{dataset}/{LABELS}"))
-    listing = RawListing(problems=[(f"{dataset}/{key}", reason) for key, reason in refused.items()])
+    listing.problems += [(f"{dataset}/{key}", reason) for key, reason in refused.items()]
     found = set()
     for item in stored:
         path = unicodedata.normalize("NFC", item.key.removeprefix(f"{dataset}/"))
@@ -225,12 +241,33 @@ def _by_table(dataset: str, stored: Iterable[StoredObject], table: bytes) -> Raw
             path = path.strip()
         if path in labels:
             found.add(path)
-            listing.images.append(RawImage(item.key, item.size, item.etag, *labels[path]))
+            yield RawImage(item.key, item.size, item.etag, *labels[path])
         elif path != LABELS and path not in refused:
             listing.skipped[why_skipped(path) or NOT_NAMED] += 1
     missing = f"{LABELS} names it, but it is not stored"
     listing.problems.extend((f"{dataset}/{key}", missing) for key in labels if key not in found)
-    return listing
+
+
+def _lines(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row of a csv reader that is behind the header, with the line of the file on which it begins."""
+    while True:
+        line = reader.line_num + 2
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if reader.line_num + 1 == line and "field limit" in str(error):
+                raise InvalidInput(f"{name}, line {line}: {error}.") from error
+            raise _unclosed(name, line) from error
+        if row is None:
+            return
+        yield line, row
+
+
+def _unclosed(name: str, line: int) -> InvalidInput:
+    return InvalidInput(
+        f'{name}, line {line}: a quote (") is opened there and not closed: close it on the same line, or double it '
+        "where it belongs to a name."
+    )
 
 
 def _places(header: str, delimiter: str, name: str) -> list[int]:

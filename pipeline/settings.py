@@ -44,7 +44,7 @@ class Settings(BaseModel):
         store_patience_s: how long a request to the store is retried before the step fails, in seconds.
         threads: concurrent requests to the store.
         decode_threads: images decoded at once; by default one per core.
-        training_memory_mb: bound of the pixels that the training loader keeps in memory, in MiB.
+        training_memory_mb: pixels of a split that are kept in memory, in MiB; a larger split is read from a local file.
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
         inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine.
         inference_port: preferred port of an inference server that ``deploy`` starts.

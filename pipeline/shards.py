@@ -2,24 +2,31 @@
 
 - A shard is a safetensors file of two tensors: ``pixels`` uint8 (n, height, width, channels) and ``digests`` uint8
   (n, 32), the SHA-256 of each image's encoded bytes. Nothing else is in it: labels and splits change, pixels do not.
+- It is written and read without a copy of its pixels, which is what bounds the memory of preparation and loading: the
+  header, which has to say how many rows follow, gets a fixed place and is filled in at the end.
 - Its key is the SHA-256 of its bytes, so it is written once, shared between versions and verified by its name alone.
 - An image that is stored in grey has one channel here, any other three, in separate shards: a dataset in which the
   first colour image arrives decodes nothing again, because the loader repeats grey where a version is RGB.
 """
 
 import hashlib
+import io
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
 
 from pipeline.errors import Corrupted, ObjectMissing
 from pipeline.store import Store
 
-SHARD_BYTES = 32 << 20
-"""Pixels in a shard at most: few enough to hold several, and enough to read thousands of images per request."""
+SHARD_BYTES = 8 << 20
+"""Pixels in a shard at most: few enough to hold several, and enough for many images per request."""
 DIGEST_BYTES = 32
+LENGTH_BYTES = 8
+HEADER_BYTES = 256
+"""Of the header of what is written here, its length included; blanks fill it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +63,50 @@ def read_shard(datasets: Store, dataset: str, name: bytes) -> tuple[NDArray[np.u
     """
     key = shard_key(dataset, name)
     try:
-        tensors = load(datasets.get_verified(key, name.hex()))
+        data = datasets.get_verified(key, name.hex())
     except (Corrupted, ObjectMissing) as error:
         what = "is gone" if isinstance(error, ObjectMissing) else "was altered"
         raise Corrupted(
             f"{datasets.url}/{key} {what}: delete {datasets.url}/{dataset}/ and prepare the dataset again."
         ) from error
-    return tensors["pixels"], tensors["digests"]
+    start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    header = json.loads(data[LENGTH_BYTES:start])
+    return _tensor(data, header["pixels"], start), _tensor(data, header["digests"], start)
+
+
+def _tensor(data: bytes, entry: dict[str, Any], start: int) -> NDArray[np.uint8]:
+    """A tensor of a safetensors file, given its entry in the header and where the header ends."""
+    first, end = entry["data_offsets"]
+    return np.frombuffer(data, np.uint8, end - first, start + first).reshape(entry["shape"])
 
 
 @dataclass(slots=True)
 class _Open:
-    """Rows of a shard that is not written yet."""
+    """A shard that is not written yet: its bytes so far, with room for the header."""
 
-    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
+    row: tuple[int, ...]
+    data: io.BytesIO = field(default_factory=lambda: io.BytesIO(bytes(HEADER_BYTES)))
     digests: list[bytes] = field(default_factory=list)
+
+    def add(self, digest: bytes, pixels: NDArray[np.uint8]) -> None:
+        """Take a row."""
+        self.data.seek(0, io.SEEK_END)
+        self.data.write(pixels.tobytes())
+        self.digests.append(digest)
+
+    def close(self) -> bytes:
+        """The whole file."""
+        pixels = self.data.seek(0, io.SEEK_END) - HEADER_BYTES
+        self.data.write(b"".join(self.digests))
+        rows, end = len(self.digests), self.data.tell() - HEADER_BYTES
+        header = {
+            "pixels": {"dtype": "U8", "shape": [rows, *self.row], "data_offsets": [0, pixels]},
+            "digests": {"dtype": "U8", "shape": [rows, DIGEST_BYTES], "data_offsets": [pixels, end]},
+        }
+        room = HEADER_BYTES - LENGTH_BYTES
+        self.data.seek(0)
+        self.data.write(room.to_bytes(LENGTH_BYTES, "little") + json.dumps(header).encode().ljust(room))
+        return self.data.getvalue()  # CPython hands over its own buffer here: no copy
 
 
 class ShardWriter:
@@ -95,10 +131,9 @@ class ShardWriter:
             return
         self._taken.add(digest)
         channels = pixels.shape[2]
-        rows = self._open.setdefault(channels, _Open())
-        rows.pixels.append(pixels)
-        rows.digests.append(digest)
-        if (len(rows.digests) + 1) * pixels.nbytes > SHARD_BYTES:
+        shard = self._open.setdefault(channels, _Open(pixels.shape))
+        shard.add(digest, pixels)
+        if (len(shard.digests) + 1) * pixels.nbytes > SHARD_BYTES:
             self._write(channels)
 
     def finish(self) -> None:
@@ -107,9 +142,8 @@ class ShardWriter:
             self._write(channels)
 
     def _write(self, channels: int) -> None:
-        rows = self._open.pop(channels)
-        digests = np.frombuffer(b"".join(rows.digests), np.uint8).reshape(-1, DIGEST_BYTES)
-        data = save({"pixels": np.stack(rows.pixels), "digests": digests})
+        shard = self._open.pop(channels)
+        data = shard.close()
         name = hashlib.sha256(data).digest()
         key = shard_key(self._dataset, name)
         if self._datasets.write_once(key, data) != data:
@@ -117,5 +151,5 @@ class ShardWriter:
                 f"{self._datasets.url}/{key} does not hold the bytes that its name promises: it was altered; delete it "
                 "and prepare again."
             )
-        self.shards[name] = Shard(len(digests), channels)
-        self.locations |= {digest: Location(name, row) for row, digest in enumerate(rows.digests)}
+        self.shards[name] = Shard(len(shard.digests), channels)
+        self.locations |= {digest: Location(name, row) for row, digest in enumerate(shard.digests)}

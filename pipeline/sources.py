@@ -9,6 +9,7 @@
 - An ``exact`` import makes the dataset what the folder is now, still without deleting: where more is stored than the
   folder holds, it writes a ``labels.csv`` that names the folder's images alone. That is how removing or moving an image
   in one's folder reaches the dataset.
+- What a person may miss is listed with its reason where preparation lists what it leaves out (``quarantine``).
 - Links are followed; a link back to a folder that it lies in is counted and left.
 """
 
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pipeline import fashion_mnist
+from pipeline import fashion_mnist, quarantine
 from pipeline.artifacts import Name, Record, Split
 from pipeline.errors import InvalidInput
 from pipeline.folder_scan import UNREADABLE, FoundFile, LeftAside, scan, shown
@@ -49,6 +50,7 @@ from pipeline.zones import Zones
 TOO_LARGE = f"larger than {MAX_BYTES >> 20} MiB"
 NOTEWORTHY = frozenset({TOO_LARGE, TOO_LONG, NO_CLASS})
 MOST_NOTES = 20
+MISSING = f"named in {LABELS}, but neither here nor stored"
 STILL_DECIDES = "{}, which an earlier import stored, still decides the labels: import with --exact to replace it."
 
 
@@ -63,6 +65,7 @@ class ImportReport(Record):
         skipped: files left aside, counted by reason.
         bytes: of the images written now.
         notes: sentences on what a person may want to look at.
+        left_out: key, in the datasets zone, of the list of what a person may miss; None if that is nothing.
     """
 
     dataset: Name
@@ -72,6 +75,7 @@ class ImportReport(Record):
     skipped: dict[str, int]
     bytes: int
     notes: tuple[str, ...] = ()
+    left_out: str | None = None
 
 
 def dataset_name(folder: Path) -> str:
@@ -88,7 +92,7 @@ def import_folder(
     """Upload a person's folder of images, with what it says of labels and splits.
 
     Args:
-        zones: the images zone is written.
+        zones: written: images, and in datasets the list of what was left out.
         folder: class folders, given splits of class folders, or any folders with a labels.csv.
         dataset: the dataset's name; what is stored under it already stays.
         exact: leave out of the dataset what is stored and no longer in the folder.
@@ -101,12 +105,12 @@ def import_folder(
     check_dataset_name(dataset)
     folder = folder.expanduser()
     with UploadPlan(dataset) as plan:
-        source = _Source(folder, _layout(folder), plan, LeftAside())
+        source = _Source(folder, _layout(folder), plan, LeftAside(plan.leave_out))
         labels = _gather(source, on_progress)
         _refuse_unless_classes(source, labels)
         done = upload(plan, zones.images, source.read, on_progress)
         notes = [*_class_notes(source.layout, labels), *_finish_labels(source, zones.images, exact=exact)]
-        return _report(plan, done, source.aside, notes)
+        return _report(zones, plan, done, source.aside, notes)
 
 
 def import_fashion_mnist(
@@ -144,7 +148,7 @@ def import_fashion_mnist(
             plan.add(key, f"{split} {index}".encode(), label, split)
         done = upload(plan, zones.images, read, on_progress)
         _put_labels(zones.images, dataset, _planned_rows(plan))
-        return _report(plan, done, LeftAside(), [])
+        return _report(zones, plan, done, LeftAside(plan.leave_out), [])
 
 
 def summary(report: ImportReport) -> list[str]:
@@ -155,7 +159,7 @@ def summary(report: ImportReport) -> list[str]:
         f"{report.already_there:,} there already"
     ]
     lines += [f"skipped, {reason}: {count:,}" for reason, count in sorted(report.skipped.items())]
-    return [*lines, *report.notes]
+    return [*lines, *report.notes, *([quarantine.hint(report.left_out)] if report.left_out else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +289,15 @@ def _finish_labels(source: _Source, images: Store, *, exact: bool) -> list[str]:
     plan = source.plan
     key = f"{plan.dataset}/{LABELS}"
     if source.layout.table is not None:
+        if plan.names_nothing():
+            raise InvalidInput(
+                f"{source.folder / LABELS} names no image that is there: its keys must be paths below {source.folder}, "
+                f"and one is {next(plan.missing()).removeprefix(f'{plan.dataset}/')!r}."
+            )
         _put_labels(images, plan.dataset, _table_rows(plan, source.layout.table))
-        missing = plan.missing()
-        notes = [
-            f"{named} is named in {LABELS}, but is neither here nor stored." for named in islice(missing, MOST_NOTES)
-        ]
-        more = sum(1 for _ in missing)
-        return [*notes, f"{more:,} more that {LABELS} names are neither here nor stored."] if more else notes
+        for named in plan.missing():
+            plan.leave_out(named, MISSING)
+        return []
     if source.layout.splits:
         _put_labels(images, plan.dataset, _planned_rows(plan))
         return []
@@ -321,7 +327,11 @@ def _planned_rows(plan: UploadPlan) -> Iterator[LabelRow]:
         yield LabelRow(image.key.removeprefix(f"{plan.dataset}/"), image.label, image.split)
 
 
-def _report(plan: UploadPlan, done: Uploaded, aside: LeftAside, notes: list[str]) -> ImportReport:
+def _report(zones: Zones, plan: UploadPlan, done: Uploaded, aside: LeftAside, notes: Iterable[str]) -> ImportReport:
+    listed = plan.left_out()
+    first = [f"{name}: {reason}" for name, reason in islice(listed, MOST_NOTES)]
+    more = sum(1 for _ in listed)
+    lines = (quarantine.line(name, reason) for name, reason in plan.left_out())
     return ImportReport(
         dataset=plan.dataset,
         found=done.images + done.already_there + aside.counts.total(),
@@ -329,5 +339,6 @@ def _report(plan: UploadPlan, done: Uploaded, aside: LeftAside, notes: list[str]
         already_there=done.already_there,
         skipped=dict(aside.counts),
         bytes=done.bytes,
-        notes=(*notes, *aside.examples),
+        notes=(*notes, *first, *([f"{more:,} more files were left out."] if more else [])),
+        left_out=quarantine.write(zones.datasets, plan.dataset, lines),
     )

@@ -1,7 +1,7 @@
 """The object store: get, put, list, read many, write once, compare and swap. It knows no ML word.
 
-- Transport is obstore's. Its own retries are off, because they are silent: every request here is retried by one rule,
-  with a line in the log, for as long as ``store_patience_s`` says.
+- Transport is obstore's. Its own retries are off, because they are silent: every request here is repeated by one rule
+  (``patience``), with a line in the log, for as long as ``store_patience_s`` says.
 - **Write once** and **compare and swap** are the only ways to write what others rely on. A refused or unanswered
   conditional write is settled by reading back: our bytes there mean that we won. This is sound because callers make
   every state's bytes unique (a digest in the key, or a nonce in the value).
@@ -9,10 +9,7 @@
 """
 
 import hashlib
-import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -20,8 +17,8 @@ from typing import Any, TypeVar
 import obstore
 from obstore import exceptions as refusal
 from obstore.store import ObjectStore, from_url
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from pipeline.ahead import ahead
 from pipeline.errors import (
     AccessDenied,
     Conflict,
@@ -32,14 +29,19 @@ from pipeline.errors import (
     StoreError,
     StoreUnavailable,
 )
+from pipeline.patience import Patience
 from pipeline.settings import Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-log = logging.getLogger(__name__)
-
 REQUEST_TIMEOUT = timedelta(seconds=30)
+"""Without a byte: until the answer begins, a small upload included, and between the pieces of a body."""
+UPLOAD_TIMEOUT = timedelta(seconds=150)
+"""Until the answer to an upload of more than ``LARGE_BYTES`` begins: 16 shards of 32 MiB at once at 30 Mbit/s."""
+LARGE_BYTES = 4 << 20
+DOWNLOAD_TIMEOUT = timedelta(minutes=15)
+"""For one object as a whole, however steadily it trickles."""
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
 METADATA_SERVICE = "169.254.169.254"
@@ -47,6 +49,8 @@ METADATA_SERVICE = "169.254.169.254"
 NO_CREDENTIALS = (
     "no credentials are set: give SAFELIGHT_S3_ACCESS_KEY_ID and SAFELIGHT_S3_SECRET_ACCESS_KEY, or AWS's own variables"
 )
+PASSING = ("status code: 408", "status code: 429", "<Code>RequestTimeout</Code>")
+"""Refusals that say: later."""
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -64,11 +68,31 @@ class StoredObject:
 class Store:
     """One zone of the object store; keys are relative to its URL. Safe to share between threads."""
 
-    def __init__(self, backend: ObjectStore, url: str, *, threads: int = 16, patience_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        backend: ObjectStore,
+        url: str,
+        *,
+        threads: int = 16,
+        patience_s: float = 60.0,
+        patience: Patience | None = None,
+        uploads: ObjectStore | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            backend: answers requests.
+            url: of the zone.
+            threads: requests at once.
+            patience_s: of this zone alone, where none is given.
+            patience: shared by the zones of one store.
+            uploads: the same as ``backend`` with more time, for large bodies.
+        """
         self.url = url
         self._backend = backend
+        self._uploads = uploads or backend
         self._threads = threads
-        self._patience_s = patience_s
+        self._patience = patience or Patience(patience_s, "the object store")
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -87,12 +111,7 @@ class Store:
         Raises:
             ObjectMissing: there is none.
         """
-
-        def request() -> tuple[bytes, str]:
-            result = obstore.get(self._backend, key)
-            return result.bytes().to_bytes(), result.meta["e_tag"] or ""
-
-        return self._attempt(request, "GET", key)
+        return self._attempt(lambda: self._fetched(key), "GET", key)
 
     def get_verified(self, key: str, sha256: str) -> bytes:
         """The bytes under ``key``, whose SHA-256 must be ``sha256`` (hexadecimal).
@@ -134,7 +153,7 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data``, whatever was there. For objects on which no other writer's decision rests."""
-        self._attempt(lambda: obstore.put(self._backend, key, data, use_multipart=False), "PUT", key)
+        self._attempt(lambda: self._upload(key, data, "overwrite"), "PUT", key)
 
     def write_once(self, key: str, data: bytes) -> bytes:
         """Write ``data`` unless the key exists already; return the bytes that the store holds from now on.
@@ -165,12 +184,36 @@ class Store:
 
         Reads ``threads`` objects at a time and holds at most ``BYTES_IN_FLIGHT`` bytes.
         """
-        yield from self._ahead(objects, lambda item: self.get_if_present(item.key), lambda item: item.size)
+        yield from self._ahead(objects, self._read, lambda item: item.size)
 
     def write_many(self, items: Iterable[tuple[str, bytes]]) -> Iterator[str]:
         """Put each pair of key and bytes, several at a time; yields the keys in order, as they are stored."""
         for (key, _), _ in self._ahead(items, lambda item: self.put(*item), lambda item: len(item[1])):
             yield key
+
+    def _upload(self, key: str, data: bytes, mode: Any) -> None:
+        backend = self._uploads if len(data) > LARGE_BYTES else self._backend
+        obstore.put(backend, key, data, mode=mode, use_multipart=False)
+
+    def _fetched(self, key: str) -> tuple[bytes, str]:
+        result = obstore.get(self._backend, key)
+        return result.bytes().to_bytes(), result.meta["e_tag"] or ""
+
+    def _read(self, item: StoredObject) -> bytes | None:
+        """The bytes of a listed object, None where it is gone."""
+
+        def request() -> bytes:
+            data, _ = self._fetched(item.key)
+            # A body that breaks off is an error of the transport's; one whose announced length is wrong is not. Other
+            # bytes than listed may also mean that the object was replaced since.
+            if len(data) != item.size and obstore.head(self._backend, item.key)["size"] != len(data):
+                raise StoreUnavailable(f"GET {self.url}/{item.key}: {len(data)} bytes came of {item.size}.")
+            return data
+
+        try:
+            return self._attempt(request, "GET", item.key)
+        except ObjectMissing:
+            return None
 
     def _page(self, prefix: str, after: str | None) -> list[StoredObject]:
         pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=1000)
@@ -186,7 +229,7 @@ class Store:
         """Whether a conditional put left ``data`` in the store."""
         for _ in range(CONFLICT_RETRIES):
             try:
-                self._attempt(lambda: obstore.put(self._backend, key, data, mode=mode, use_multipart=False), "PUT", key)
+                self._attempt(lambda: self._upload(key, data, mode), "PUT", key)
             except (Conflict, ObjectMissing):
                 found, etag = self._state(key)
                 # Ours there: an earlier copy of the request went through and its answer was lost.
@@ -205,32 +248,11 @@ class Store:
             return None, None
 
     def _ahead(self, items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[tuple[T, R]]:
-        """Each item with what ``work`` made of it, in order, ``threads`` at a time, within ``BYTES_IN_FLIGHT``."""
-        window: deque[tuple[T, Future[R]]] = deque()
-        in_flight = 0
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="store")
-        try:
-            for item in items:
-                while window and (len(window) >= 4 * self._threads or in_flight + size(item) > BYTES_IN_FLIGHT):
-                    first, result = window.popleft()
-                    yield first, result.result()
-                    in_flight -= size(first)
-                window.append((item, pool.submit(work, item)))
-                in_flight += size(item)
-            while window:
-                first, result = window.popleft()
-                yield first, result.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return ahead(items, work, size, threads=self._threads, limit=BYTES_IN_FLIGHT)
 
     def _attempt(self, request: Callable[[], R], action: str, key: str) -> R:
         """What ``request`` returns, repeated while the store is away, its refusals as errors of ours."""
-        try:
-            return self._translated(request, action, key)
-        except StoreUnavailable:
-            if not self._patience_s:
-                raise
-        return patience(self._patience_s)(lambda: self._translated(request, action, key))
+        return self._patience(lambda: self._translated(request, action, key), f"{action} {self.url}/{key}")
 
     def _translated(self, request: Callable[[], R], action: str, key: str) -> R:
         try:
@@ -241,26 +263,10 @@ class Store:
         return answer
 
 
-def patience(seconds: float) -> Retrying:
-    """Repeats what finds the store away, for so many seconds, with a line in the log each time."""
-
-    def say(attempt: RetryCallState) -> None:
-        failed = attempt.outcome and attempt.outcome.exception()
-        log.warning("%s Trying again in %.1f s.", failed, attempt.upcoming_sleep)
-
-    return Retrying(
-        retry=retry_if_exception_type(StoreUnavailable),
-        stop=stop_after_delay(seconds),
-        wait=wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.5),
-        before_sleep=say,
-        reraise=True,
-    )
-
-
-def open_store(url: str, settings: Settings) -> Store:
+def open_store(url: str, settings: Settings, patience: Patience | None = None) -> Store:
     """The zone at ``url`` (``s3://bucket/prefix``), with the settings' credentials or, without, AWS's variables.
 
-    Nothing is sent yet.
+    Nothing is sent yet. Zones of one store share one ``patience`` (``patience_with``).
 
     Raises:
         InvalidSettings: the URL cannot be understood.
@@ -275,19 +281,33 @@ def open_store(url: str, settings: Settings) -> Store:
     }
     config: Any = {name: value for name, value in given.items() if value} if url.startswith("s3://") else {}
     try:
-        backend = from_url(
-            url,
-            config=config,
-            client_options={
-                "allow_http": True,
-                "timeout": REQUEST_TIMEOUT,
-                "connect_timeout": timedelta(seconds=5),
-            },
-            retry_config={"max_retries": 0},
-        )
+        backend = _connected(url, config, REQUEST_TIMEOUT)
+        # What lives in this process's memory must not be opened twice.
+        uploads = None if url.startswith("memory:") else _connected(url, config, UPLOAD_TIMEOUT)
     except (refusal.BaseError, ValueError) as error:
         raise InvalidSettings(f"{url} is not the URL of an object store: {_first_line(error)}.") from error
-    return Store(backend, url.rstrip("/"), threads=settings.threads, patience_s=settings.store_patience_s)
+    patience = patience or patience_with(settings)
+    return Store(backend, url.rstrip("/"), uploads=uploads, threads=settings.threads, patience=patience)
+
+
+def _connected(url: str, config: Any, silence: timedelta) -> ObjectStore:
+    return from_url(
+        url,
+        config=config,
+        client_options={
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=5),
+            "read_timeout": silence,
+            "timeout": DOWNLOAD_TIMEOUT,
+        },
+        retry_config={"max_retries": 0},
+    )
+
+
+def patience_with(settings: Settings) -> Patience:
+    """The patience with the store that the settings name."""
+    where = f" at {settings.s3_endpoint}" if settings.s3_endpoint else ""
+    return Patience(settings.store_patience_s, f"the object store{where}")
 
 
 def _refusal(error: Exception, *, reading: bool) -> tuple[type[SafelightError], str]:  # noqa: PLR0911 - a table
@@ -307,7 +327,7 @@ def _refusal(error: Exception, *, reading: bool) -> tuple[type[SafelightError], 
         return ObjectMissing, "there is no such object"
     if isinstance(error, ValueError):
         return StoreError, f"this key cannot be stored: {_first_line(error)}"
-    if "status code: 4" in text and "status code: 429" not in text:
+    if "status code: 4" in text and not any(passing in text for passing in PASSING):
         return StoreError, "the store refuses the request"
     return StoreUnavailable, "the object store does not answer"
 

@@ -12,16 +12,17 @@ from pipeline.errors import Conflict, InvalidSettings, StoreError
 from pipeline.store import Store
 
 MARKER = "safelight-store.json"
+FOLDER = "store-check"
 RACERS = 4
 
 
 def prove(store: Store) -> dict[str, bool]:
-    """Try each promise on scratch objects below ``store-check/``; which of them were kept.
+    """Try each promise on scratch objects below ``FOLDER``; which of them were kept.
 
     Raises:
         StoreError: the store cannot be reached, or refuses the credentials.
     """
-    folder = f"store-check/{secrets.token_hex(8)}"
+    folder = f"{FOLDER}/{secrets.token_hex(8)}"
     try:
         return {promise: check(store, f"{folder}/{number}") for number, (promise, check) in enumerate(PROMISES.items())}
     finally:

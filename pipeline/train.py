@@ -3,7 +3,8 @@
 - **Bit for bit** on the CPU: a resumed run ends with the very weights of an uninterrupted one, given the same machine
   type, library versions and number of threads. These are recorded; where they differ, or on a GPU, a resumed run goes
   on and its result says that it is not exact.
-- The training split lies on the device as uint8 in the model's own layout; a batch is one indexing.
+- The training split lies on the device as uint8 in the model's own layout; a batch is one indexing. A split that memory
+  shall not hold lies in a local file instead, in the same order, and the weights come out the same.
 - The test split is never read here.
 """
 
@@ -12,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -19,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import augment, checkpoints, datasets, model, training_runs
+from pipeline import augment, checkpoints, datasets, leases, model, training_runs
 from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
 from pipeline.datasets import LoadedSplit
 from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
-from pipeline.learner import Learner, able, choose_device, plan
+from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.store import Store
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Examples, Training
@@ -32,6 +34,8 @@ from pipeline.zones import Zones
 SPLITS: tuple[Split, Split] = ("train", "validation")
 NORMALISATION_IMAGES = 10_000
 """Images on which mean and standard deviation are measured; ordered by digest, the first ones are a random sample."""
+BLOCK_IMAGES = 500
+"""Of these images, so many are counted at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,12 @@ def train(
     *,
     device: str = "auto",
     memory_mb: int = 4096,
+    scratch: Path | None = None,
     fresh: bool = False,
     on_progress: OnProgress = silent,
     should_stop: Callable[[], bool] = never,
     save_every_s: float = SAVE_EVERY_S,
-    lease_ttl_s: float = training_runs.TTL_S,
+    lease_ttl_s: float = leases.TTL_S,
 ) -> TrainingRun:
     """Train, or go on, or find what was trained already.
 
@@ -79,7 +84,8 @@ def train(
         dataset: what to train on.
         config: how.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-        memory_mb: bound of the pixels in memory, in MiB.
+        memory_mb: how much memory the pixels of a split may take, in MiB; more lie in a file in ``scratch``.
+        scratch: a folder of this machine; by default the system's own.
         fresh: train anew where the same wish was fulfilled before. An unfinished run is still resumed: its weights will
             be those that it would have had without the interruption.
         on_progress: told at least once a second, or once a step where steps are longer.
@@ -105,11 +111,12 @@ def train(
     report = _stoppable(on_progress, should_stop, run)
     with training_runs.acquire(zones.checkpoints, run, ttl_s=lease_ttl_s, on_progress=report) as lease:
         if training_runs.is_finished(zones.checkpoints, run):
+            lease.end()
             return training_runs.find(zones.checkpoints, run)
-        splits = {
-            split: datasets.load_split(zones.datasets, dataset, split, memory_mb=memory_mb, on_progress=report)
-            for split in SPLITS
-        }
+        load = partial(
+            datasets.load_split, zones.datasets, dataset, memory_mb=memory_mb, scratch=scratch, on_progress=report
+        )
+        splits = {split: load(split) for split in SPLITS}
         desk = Desk(zones.checkpoints, lease, run, on_progress, should_stop, save_every_s)
         with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
             try:
@@ -172,11 +179,13 @@ def begin(
 ) -> Training:
     """A training run before its first step; fresh weights depend on the seed alone.
 
-    It sets torch's global generators, which the caller keeps from others (``torch.random.fork_rng``).
+    It sets torch's global generators, which the caller keeps from others (``torch.random.fork_rng``), and how this
+    process keeps the memory that it frees.
     """
+    keep_freed_memory()
     work = plan(config, len(splits["train"].labels), dataset.pixels)
     torch.manual_seed(augment.seed_of(config.seed, "weights"))
-    net = model.build(config.architecture, len(dataset.classes), dataset.pixels)
+    net = model.build(config.architecture, len(dataset.classes), dataset.pixels, config.width)
     sample = torch.from_numpy(splits["train"].pixels[:NORMALISATION_IMAGES])
     if starting is None:
         model.set_normalisation(net, *statistics(sample))
@@ -188,7 +197,9 @@ def begin(
 
 
 def _on(device: torch.device, loaded: LoadedSplit) -> Examples:
-    return Examples(torch.from_numpy(loaded.pixels).to(device), torch.from_numpy(loaded.labels).to(device))
+    pixels, labels = torch.from_numpy(loaded.pixels), torch.from_numpy(loaded.labels).to(device)
+    # What memory shall not hold goes to the device batch by batch.
+    return Examples(pixels if loaded.file else pixels.to(device), labels, loaded.release)
 
 
 def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,8 +207,10 @@ def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Computed from counts of the 256 values, so that the order of the images does not matter.
     """
-    channels = pixels.flatten(0, 2).T
-    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+    counts = torch.zeros(pixels.shape[3], 256, dtype=torch.float64)
+    for start in range(0, len(pixels), BLOCK_IMAGES):
+        channels = pixels[start : start + BLOCK_IMAGES].flatten(0, 2).T
+        counts += torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
     shares = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
@@ -220,4 +233,6 @@ def _finish(desk: Desk, dataset: DatasetVersion, config: TrainConfig, training: 
         environment=training.environment,
         finished_at=utc_now(),
     )
-    return training_runs.finish(desk.store, result)
+    finished = training_runs.finish(desk.store, result)
+    desk.lease.end()
+    return finished

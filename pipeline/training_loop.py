@@ -21,9 +21,9 @@ from pipeline.artifacts import EpochMetrics, TrainConfig
 from pipeline.checkpoints import Checkpoint, Position
 from pipeline.errors import StoreUnavailable, TrainingDiverged, TrainingStopped
 from pipeline.learner import STEP_PIXELS, Learner, Plan
+from pipeline.leases import Lease
 from pipeline.progress import OnProgress, Progress
 from pipeline.store import Store
-from pipeline.training_runs import Lease
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,14 @@ JUDGED_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A split on the training device: pixels uint8 (N, H, W, C), labels int64 (N,)."""
+    """A split: pixels uint8 (N, H, W, C), labels int64 (N,) on the training device.
+
+    The pixels are there too, unless memory shall not hold them: then ``release`` lets go of what was read of them.
+    """
 
     pixels: Tensor
     labels: Tensor
+    release: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,8 @@ class Training:
             shift=self._config.shift,
             generator=augment.generator_at(self._config.seed, "shift", step),
         )
-        labels = self._training.labels[index.to(self.learner.device)]
+        pixels, labels = pixels.to(self.learner.device), self._training.labels[index.to(self.learner.device)]
+        self._training.release()
         self._sums += self.learner.learn(pixels, labels, self._plan.rate(step), step)
         now = {"step": step + 1, "images": self.position.images + len(index)}
         seconds = self.position.seconds + time.perf_counter() - began
@@ -178,7 +183,9 @@ class Training:
         size = max(1, min(JUDGED_AT_ONCE, STEP_PIXELS // (height * width)))
         for at in range(0, count, size):
             part = slice(at, at + size)
-            sums += self.learner.judge(self._validation.pixels[part], self._validation.labels[part])
+            pixels = self._validation.pixels[part].to(self.learner.device)
+            sums += self.learner.judge(pixels, self._validation.labels[part])
+            self._validation.release()
             self._stop_if_asked()
         loss, accuracy = (sums / count).tolist()
         return loss, accuracy

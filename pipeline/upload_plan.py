@@ -23,6 +23,7 @@ PRAGMA journal_mode = OFF;
 CREATE TABLE planned (key TEXT PRIMARY KEY, source BLOB, label TEXT, split TEXT) WITHOUT ROWID;
 CREATE TABLE stored (key TEXT PRIMARY KEY, etag TEXT) WITHOUT ROWID;
 CREATE TABLE named (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE left_out (name TEXT, reason TEXT);
 """
 ROWS = """
 SELECT planned.key, source, label, split, etag
@@ -31,6 +32,10 @@ FROM planned LEFT JOIN stored ON planned.key = stored.key ORDER BY planned.key
 MISSING = """
 SELECT key FROM named
 WHERE key NOT IN (SELECT key FROM planned) AND key NOT IN (SELECT key FROM stored) ORDER BY key
+"""
+MATCHING = """
+SELECT key FROM named
+WHERE key IN (SELECT key FROM planned) OR key IN (SELECT key FROM stored) LIMIT 1
 """
 LEFT_OVER = "SELECT key FROM stored WHERE key NOT IN (SELECT key FROM planned)"
 
@@ -55,7 +60,7 @@ class PlannedImage:
 
 
 class UploadPlan:
-    """Images to import into one dataset, keys that a table of labels names, and what the store holds already."""
+    """Images to import into one dataset, and what else must be known of each: named, stored, left out."""
 
     def __init__(self, dataset: str) -> None:
         self.dataset = dataset
@@ -87,6 +92,14 @@ class UploadPlan:
         """Whether a table of labels names this key."""
         return self._database.execute("SELECT 1 FROM named WHERE key = ?", (key,)).fetchone() is not None
 
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note what is not imported, and why."""
+        self._database.execute("INSERT INTO left_out VALUES (?, ?)", (name, reason))
+
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        """Name and reason of what is not imported, in the order in which it was noted."""
+        yield from self._database.execute("SELECT name, reason FROM left_out ORDER BY rowid")
+
     def note_stored(self, objects: Iterable[StoredObject]) -> None:
         """Note what the store holds."""
         rows = ((item.key, item.etag) for item in objects)
@@ -105,6 +118,10 @@ class UploadPlan:
         """The planned images, by key."""
         for row in self._database.execute(ROWS):
             yield PlannedImage(*row)
+
+    def names_nothing(self) -> bool:
+        """Whether not one named key is planned or stored."""
+        return self._database.execute(MATCHING).fetchone() is None
 
     def missing(self) -> Iterator[str]:
         """Keys that are named, but neither planned nor stored."""

@@ -5,13 +5,15 @@ Called by composition roots (CLI, flows, demo, tests) alone; steps get the opene
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from pipeline import buckets, embedded_store, store_check
+from pipeline.patience import Patience
 from pipeline.settings import ZONES, Settings, Zone
-from pipeline.store import Store, open_store, patience
+from pipeline.store import Store, open_store, patience_with
 
 READ_BACK_ZONES: tuple[Zone, ...] = ("datasets", "checkpoints", "models")
 """The zones in which conditional writes decide who won."""
@@ -36,8 +38,9 @@ def open_zones(settings: Settings) -> Zones:
         StoreError: the store cannot be reached, or refuses the credentials.
     """
     settings = reachable(settings)
-    _create_own_buckets(settings)
-    zones = Zones(**{zone: open_store(settings.zone_url(zone), settings) for zone in ZONES})
+    patience = patience_with(settings)
+    _create_own_buckets(settings, patience)
+    zones = Zones(**{zone: open_store(settings.zone_url(zone), settings, patience) for zone in ZONES})
     with ThreadPoolExecutor(len(READ_BACK_ZONES)) as pool:
         list(pool.map(store_check.refuse_unless_proven, (getattr(zones, zone) for zone in READ_BACK_ZONES)))
     return zones
@@ -58,11 +61,11 @@ def reachable(settings: Settings) -> Settings:
     )
 
 
-def _create_own_buckets(settings: Settings) -> None:
+def _create_own_buckets(settings: Settings, patience: Patience) -> None:
     """Create the buckets that bear our own names; a bucket that a person named is theirs to create."""
     own = [urlsplit(url).netloc for zone in ZONES if (url := settings.zone_url(zone)) == f"s3://safelight-{zone}"]
     if own and settings.s3_endpoint and settings.s3_access_key_id and settings.s3_secret_access_key:
-        patience(settings.store_patience_s)(
+        create = partial(
             buckets.create_buckets,
             settings.s3_endpoint,
             settings.s3_access_key_id.get_secret_value(),
@@ -70,3 +73,4 @@ def _create_own_buckets(settings: Settings) -> None:
             settings.s3_region,
             own,
         )
+        patience(create, f"looking for the buckets at {settings.s3_endpoint}")

@@ -6,7 +6,8 @@
   answer is asked again at the next look.
 - An alias that points at nothing (the first version was taken back) does take the model away. An alias that is not
   there at all, after it was, does not: that is an accident of the store and nobody's decision.
-- The store's own patience is switched off: the next look is the retry.
+- The store's own patience is switched off: the next look is the retry. While a store is silent (frozen, not gone), it
+  is ``patience`` that says so in the log, and what is live goes on answering.
 """
 
 import logging
@@ -15,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pipeline import registry
+from pipeline import aliases, registry
 from pipeline.artifacts import utc_now
 from pipeline.errors import NotFound, SafelightError, StoreUnavailable
 from pipeline.onnx_model import OnnxModel
@@ -88,7 +89,7 @@ class ModelWatch:
         """
         if self._settings.version is not None:
             return self._settings.version
-        found = registry.read_alias(self._models, self._settings.model, self._settings.alias)
+        found = aliases.read_alias(self._models, self._settings.model, self._settings.alias)
         if found is None:
             raise NotFound(f"Model {self._settings.model!r} has no alias {self._settings.alias!r} yet.")
         return found[0].version
@@ -116,7 +117,9 @@ class ModelWatch:
             log.info("%s: all is well again", self._settings.model)
 
     def _fail(self, version: str | None, error: Exception) -> None:
-        if not isinstance(error, StoreUnavailable):
+        if isinstance(error, StoreUnavailable):
+            version = None  # a store that is away says nothing against the version
+        else:
             self._failures += 1
             wait = min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
             self._retry_at = time.monotonic() + wait

@@ -12,9 +12,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.aliases import CHAMPION
 from pipeline.artifacts import Name
 from pipeline.errors import InvalidSettings
-from pipeline.registry import CHAMPION
 from pipeline.settings import SERVING_PREFIX
 
 

@@ -11,7 +11,7 @@ import httpx
 import tiny_models
 import uvicorn
 
-from pipeline import registry
+from pipeline import aliases
 from pipeline.artifacts import ModelVersion
 from pipeline.store import Store
 from serving.app import create_app
@@ -36,7 +36,7 @@ class Registry:
     def point_at(self, version: ModelVersion | None) -> None:
         """Move the champion alias."""
         name = version.version if version else None
-        registry.set_alias(self.models, MODEL, registry.CHAMPION, name, reason="test")
+        aliases.set_alias(self.models, MODEL, aliases.CHAMPION, name, reason="test")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

@@ -10,9 +10,9 @@ from obstore.store import MemoryStore
 from pipeline import train, training_runs
 from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
 from pipeline.datasets import LoadedSplit
+from pipeline.leases import Lease
 from pipeline.store import Store
 from pipeline.training_loop import Desk, Training
-from pipeline.training_runs import Lease
 
 CPU = torch.device("cpu")
 SIDE = 12

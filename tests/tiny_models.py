@@ -1,13 +1,15 @@
 """Real model versions that cost nothing to make: one linear layer as ONNX, registered as any other."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from obstore.store import MemoryStore
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from pipeline import registry
 from pipeline.artifacts import (
@@ -33,8 +35,28 @@ DATASET = DatasetVersion(
 REPORT = b"<!doctype html><title>Evaluation</title>"
 
 
+def memory_store(backend: MemoryStore | None = None) -> Store:
+    """A zone in memory, empty unless another store has that backend too."""
+    return Store(backend or MemoryStore(), "memory://zone", patience_s=0)
+
+
+def onnx_of(nodes: Sequence[NodeProto], constants: Mapping[str, NDArray[Any]], spec: PixelSpec, classes: int) -> bytes:
+    """ONNX from uint8 (N, H, W, C) to probabilities (N, classes), as an export's."""
+    shape: list[str | int | None] = ["batch", spec.height, spec.width, spec.channels]
+    graph = helper.make_graph(
+        list(nodes),
+        "tiny",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    return bytes(made.SerializeToString())
+
+
 def linear_onnx(dataset: DatasetVersion, seed: int) -> bytes:
-    """ONNX from uint8 (N, H, W, C) to the softmax of one random linear layer; other seeds, other answers."""
+    """ONNX from pixels to the softmax of one random linear layer; other seeds, other answers."""
     spec, classes = dataset.pixels, len(dataset.classes)
     inputs = spec.height * spec.width * spec.channels
     random = np.random.default_rng(seed)
@@ -45,17 +67,49 @@ def linear_onnx(dataset: DatasetVersion, seed: int) -> bytes:
         helper.make_node("MatMul", ["rows", "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], [OUTPUT], axis=1),
     ]
-    shape: list[str | int | None] = ["batch", spec.height, spec.width, spec.channels]
-    graph = helper.make_graph(
-        nodes,
-        "linear",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes])],
-        [numpy_helper.from_array(weights, "weights")],
+    return onnx_of(nodes, {"weights": weights}, spec, classes)
+
+
+def training_run(number: int = 1, *, dataset: DatasetVersion = DATASET, start: str | None = None) -> TrainingRun:
+    """A finished run, later than those of smaller numbers; nothing of it is stored."""
+    return TrainingRun(
+        id=hashlib.sha256(f"{dataset.version} {number}".encode()).hexdigest()[:16],
+        dataset=dataset,
+        config=TrainConfig(seed=number, starting_weights=start),
+        checkpoint="unused",
+        history=(),
+        exact=True,
+        environment={"torch": "2.14.1"},
+        finished_at=datetime(2026, 11, 22, tzinfo=UTC) + timedelta(minutes=number),
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())
+
+
+def exported(checkpoints: Store, run: TrainingRun, onnx_file: bytes = b"onnx") -> ExportedModel:
+    """An export of the run, stored."""
+    files = {"model.onnx": onnx_file, "model.safetensors": b"unused"}
+    return ExportedModel(
+        training_run=run,
+        files=stored(checkpoints, f"{run.id}/export", files),
+        parity={"max_difference": 0.0, "images": 3},
+    )
+
+
+def evaluated(
+    checkpoints: Store,
+    run: TrainingRun,
+    *,
+    accuracy: float = 0.9,
+    attempt: int = 1,
+    files: Mapping[str, bytes] | None = None,
+) -> EvaluationReport:
+    """An evaluation of the run, stored; another attempt has other bytes, and ``files`` are taken as they are."""
+    report = EvaluationReport(training_run=run, images=3, accuracy=accuracy, ece=0.02, classes=(), confusion=())
+    made = {
+        "report.html": REPORT + b"<p>again" * (attempt - 1),
+        "evaluation.json": report.to_json(),
+        "predictions.parquet": b"attempt %d" % attempt,
+    } | dict(files or {})
+    return report.model_copy(update={"files": stored(checkpoints, f"{run.id}/evaluation {attempt}", made)})
 
 
 def register(
@@ -66,37 +120,24 @@ def register(
     *,
     dataset: DatasetVersion = DATASET,
     onnx_file: bytes | None = None,
+    accuracy: float = 0.9,
     evaluation: Mapping[str, bytes] | None = None,
 ) -> ModelVersion:
     """A version whose weights come from ``seed``, later than those of smaller seeds."""
-    run = TrainingRun(
-        id=hashlib.sha256(f"{dataset.version} {seed}".encode()).hexdigest()[:16],
-        dataset=dataset,
-        config=TrainConfig(seed=seed),
-        checkpoint="unused",
-        history=(),
-        exact=True,
-        environment={},
-        finished_at=datetime(2026, 11, 22, tzinfo=UTC) + timedelta(minutes=seed),
-    )
-    exported = {"model.onnx": onnx_file or linear_onnx(dataset, seed), "model.safetensors": b"unused"}
-    evaluated = {
-        "report.html": REPORT,
-        "evaluation.json": b'{"accuracy": 0.9, "ece": 0.02}',
-        "predictions.parquet": b"none",
-    } | dict(evaluation or {})
-    report = EvaluationReport(
-        training_run=run,
-        images=3,
-        accuracy=0.9,
-        ece=0.02,
-        classes=(),
-        confusion=(),
-        files={name: _put(checkpoints, f"{run.id}/evaluation/{name}", data) for name, data in evaluated.items()},
-    )
-    files = {name: _put(checkpoints, f"{run.id}/export/{name}", data) for name, data in exported.items()}
-    exported_model = ExportedModel(training_run=run, files=files, parity={"max_difference": 0.0, "images": 3})
-    return registry.register(checkpoints, models, model, exported_model, report)
+    run = training_run(seed, dataset=dataset)
+    made = exported(checkpoints, run, onnx_file or linear_onnx(dataset, seed))
+    report = evaluated(checkpoints, run, accuracy=accuracy, files=evaluation)
+    return registry.register(checkpoints, models, model, made, report, code_revision="test")
+
+
+def refuse_inconsistent(models: Store) -> int:
+    """Check every file of every visible version against its manifest, and its accuracy; how many versions there are."""
+    found = [manifest for model in registry.models_in(models) for manifest in registry.versions(models, model)]
+    for manifest in found:
+        held = {name: registry.load_file(models, manifest, name) for name in manifest.files}
+        assert set(held) == registry.FILES
+        assert manifest.metrics["accuracy"] == EvaluationReport.from_json(held["evaluation.json"]).accuracy
+    return len(found)
 
 
 def picture(seed: int, height: int = 12, width: int = 10) -> NDArray[np.uint8]:
@@ -104,6 +145,8 @@ def picture(seed: int, height: int = 12, width: int = 10) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def _put(store: Store, key: str, data: bytes) -> StoredFile:
-    store.put(key, data)
-    return StoredFile(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+def stored(store: Store, folder: str, files: Mapping[str, bytes]) -> dict[str, StoredFile]:
+    """The files, stored in a folder."""
+    for name, data in files.items():
+        store.put(f"{folder}/{name}", data)
+    return {name: StoredFile.of(f"{folder}/{name}", data) for name, data in files.items()}

@@ -113,7 +113,7 @@ def test_the_deployments_are_ready_in_prefect(demo: Demo) -> None:
     assert len(ready) == len(wanted)
     schema = json.dumps([each["parameter_openapi_schema"] for each in ready])
     assert '"maximum": 1000' in schema
-    assert "Passes over the training images" in schema
+    assert "Passes over the images" in schema
 
 
 def test_a_run_from_the_ui_completes(demo: Demo) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 from live_server import wait_until
 
-from pipeline import datasets, deploy, images, processes, registry
+from pipeline import aliases, datasets, deploy, images, processes
 from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion, PrepareConfig
 from pipeline.errors import DeployFailed
 from pipeline.evaluate import to_parquet
@@ -58,7 +58,7 @@ def register(zones: Zones, dataset: DatasetVersion, seed: int, *, evaluated_as: 
 
 def champion(zones: Zones) -> str | None:
     """The version that the alias points at."""
-    found = registry.read_alias(zones.models, MODEL, registry.CHAMPION)
+    found = aliases.read_alias(zones.models, MODEL, aliases.CHAMPION)
     return found[0].version if found else None
 
 
@@ -125,7 +125,7 @@ def test_a_version_that_answers_otherwise_is_taken_back(
     good, bad = register(zones, dataset, 1), register(zones, dataset, 2, evaluated_as=3)
     deploy.deploy(zones, settings, good)
     if promoted:
-        registry.set_alias(zones.models, MODEL, registry.CHAMPION, bad.version, reason="promoted")
+        aliases.set_alias(zones.models, MODEL, aliases.CHAMPION, bad.version, reason="promoted")
     with pytest.raises(DeployFailed, match="to the server") as caught:
         deploy.deploy(zones, settings, bad)
     assert champion(zones) == answering(settings) == good.version
@@ -185,7 +185,7 @@ def test_a_decision_of_somebody_else_is_not_undone(zones: Zones, settings: Setti
 
     def interfere(progress: Progress) -> None:
         if progress.done == 1:
-            registry.set_alias(zones.models, MODEL, registry.CHAMPION, third.version, reason="somebody else")
+            aliases.set_alias(zones.models, MODEL, aliases.CHAMPION, third.version, reason="somebody else")
             wait_until(lambda: answering(settings) == third.version)
 
     with pytest.raises(DeployFailed, match=f"answered by version {third.version}.* which somebody else decided"):
@@ -210,7 +210,7 @@ def test_a_named_server_is_used(zones: Zones, settings: Settings, dataset: Datas
     )
     with pytest.raises(DeployFailed, match="serves model 'shapes', not 'figures'"):
         deploy.deploy(zones, named, other)
-    assert registry.read_alias(zones.models, "figures", registry.CHAMPION)[0].version is None  # type: ignore[index]
+    assert aliases.read_alias(zones.models, "figures", aliases.CHAMPION)[0].version is None  # type: ignore[index]
 
 
 def test_a_server_that_is_away_is_waited_for_and_then_named(

@@ -12,6 +12,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -516,6 +517,57 @@ def test_acknowledged_objects_survive_an_end_amid_writing(home: Path, end: Calla
     again = objects(embedded_store.up(home, spare_port()))
     for key, digest in acknowledged.items():
         assert hashlib.sha256(obstore.get(again, key).bytes()).digest() == digest, key
+
+
+def test_a_killed_store_comes_back_where_it_was(home: Path) -> None:
+    """After SIGKILL the next start, whatever port it would prefer, takes the same ports; after a stop it need not."""
+    port = spare_port()
+    first = embedded_store.up(home, port)
+    ports = service_of(home).ports
+    kill(home)
+    assert embedded_store.up(home, spare_port()) == first
+    assert service_of(home).ports == ports
+    embedded_store.down(home)
+    other = spare_port()
+    assert embedded_store.up(home, other).endpoint == f"http://127.0.0.1:{other}"
+
+
+def test_a_frozen_store_is_waited_for_and_not_doubled(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store is frozen ``up`` says in the log that it waits, starts no other one, and ends with a sentence."""
+    store = bucket_in(embedded_store.up(home, spare_port()))
+    service = service_of(home)
+    os.kill(service.pid, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(embedded_store, "START_TIMEOUT_S", 7)
+        with pytest.raises(LocalServiceFailed, match=r"^store was not ready after 7 s \("):
+            embedded_store.up(home)
+        assert service_of(home) == service
+        waits = [record.getMessage() for record in caplog.records if "has not answered for" in record.getMessage()]
+        assert len(waits) in (1, 2)
+        assert f"(process {service.pid})" in waits[0]
+        thawing = threading.Timer(2, os.kill, (service.pid, signal.SIGCONT))
+        thawing.start()
+        embedded_store.up(home)
+        assert service_of(home) == service
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    obstore.put(store, "key", CONTENT)
+    assert obstore.get(store, "key").bytes() == CONTENT
+
+
+def test_a_frozen_store_can_be_stopped(home: Path) -> None:
+    """``down`` ends a frozen store too, also while another command waits for it."""
+    embedded_store.up(home, spare_port())
+    service = service_of(home)
+    os.kill(service.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(embedded_store.up, home, spare_port())
+        time.sleep(1)
+        assert embedded_store.down(home)
+        assert not psutil.pid_exists(service.pid)
+        assert waiting.result() == embedded_store.status(home)
 
 
 def test_six_buckets_can_be_written(home: Path) -> None:

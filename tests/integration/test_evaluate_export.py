@@ -184,7 +184,7 @@ def test_altered_weights_are_found_out(zones: Zones, run: TrainingRun, step: Any
 def test_a_record_that_cannot_be_read_is_named(zones: Zones, run: TrainingRun, step: Any, key: str) -> None:
     """A record that is not one is reported with its key and what to do."""
     zones.checkpoints.put(f"{run.id}/{key}", b"{}")
-    with pytest.raises(Corrupted, match=rf"{run.id}/{key} is no .*: delete it and"):
+    with pytest.raises(Corrupted, match=rf"{run.id}/{key} is no .*; delete it and"):
         step(zones, run)
 
 

@@ -6,42 +6,28 @@ test says exactly which images which model gets right, and the gate has to find 
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from threading import Barrier
 from typing import Any
 
 import numpy as np
-import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from racing import at_the_line, race
 
-from pipeline import images, registry
-from pipeline.artifacts import (
-    DatasetVersion,
-    EvaluationReport,
-    ExportedModel,
-    GateConfig,
-    ModelVersion,
-    PixelSpec,
-    PrepareConfig,
-    StoredFile,
-    TrainConfig,
-    TrainingRun,
-)
+from pipeline import aliases, images, registry
+from pipeline.aliases import CHAMPION
+from pipeline.artifacts import DatasetVersion, GateConfig, ModelVersion, PixelSpec, PrepareConfig
 from pipeline.errors import Conflict, Corrupted, NotFound
+from pipeline.onnx_model import INPUT, OUTPUT
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.promote import promote
-from pipeline.registry import CHAMPION
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.zones import Zones
@@ -95,10 +81,10 @@ def prepared(
 def table_model(pixels: PixelSpec, table: NDArray[np.float32]) -> bytes:
     """An ONNX model that answers the row of ``table`` (256, classes) which the first pixel names."""
     nodes = [
-        helper.make_node("Slice", ["pixels", "zeros", "ones", "axes"], ["corner"]),
+        helper.make_node("Slice", [INPUT, "zeros", "ones", "axes"], ["corner"]),
         helper.make_node("Cast", ["corner"], ["wide"], to=TensorProto.INT64),
         helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
-        helper.make_node("Gather", ["table", "rows"], ["probabilities"], axis=0),
+        helper.make_node("Gather", ["table", "rows"], [OUTPUT], axis=0),
     ]
     constants: dict[str, NDArray[Any]] = {
         "zeros": np.zeros(3, np.int64),
@@ -107,20 +93,7 @@ def table_model(pixels: PixelSpec, table: NDArray[np.float32]) -> bytes:
         "flat": np.array([-1], np.int64),
         "table": table,
     }
-    graph = helper.make_graph(
-        nodes,
-        "table",
-        [
-            helper.make_tensor_value_info(
-                "pixels", TensorProto.UINT8, ["n", pixels.height, pixels.width, pixels.channels]
-            )
-        ],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", table.shape[1]])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())
+    return tiny_models.onnx_of(nodes, constants, pixels, table.shape[1])
 
 
 def answers(dataset: DatasetVersion, answered: Labels, *, nan: bool = False) -> NDArray[np.float32]:
@@ -148,43 +121,21 @@ def predictions(test: Labels, dataset: DatasetVersion, table: NDArray[np.float32
 
 
 def registered(
-    zones: Zones, dataset: DatasetVersion, test: Labels, answered: Labels, *, day: int, nan: bool = False
+    zones: Zones, dataset: DatasetVersion, test: Labels, answered: Labels, *, number: int, nan: bool = False
 ) -> ModelVersion:
     """A model version that answers ``answered``, trained on ``dataset``, whose test split is ``test``."""
     table = answers(dataset, answered, nan=nan)
-    run = TrainingRun(
-        id=f"{day:016x}",
-        dataset=dataset,
-        config=TrainConfig(),
-        checkpoint="best.json",
-        history=(),
-        exact=True,
-        environment={},
-        finished_at=datetime(2026, 11, day, tzinfo=UTC),
-    )
     right = sum(answered.get(number % 256, dataset.classes[0]) == label for number, label in test.items())
-    report = EvaluationReport(
-        training_run=run, images=len(test), accuracy=right / len(test), ece=0.1, classes=(), confusion=()
+    return tiny_models.register(
+        zones.checkpoints,
+        zones.models,
+        MODEL,
+        number,
+        dataset=dataset,
+        onnx_file=table_model(dataset.pixels, table),
+        accuracy=right / len(test),
+        evaluation={"predictions.parquet": predictions(test, dataset, table)},
     )
-    exported = {"model.onnx": table_model(dataset.pixels, table), "model.safetensors": b""}
-    judged = {
-        "report.html": b"",
-        "evaluation.json": report.to_json(),
-        "predictions.parquet": predictions(test, dataset, table),
-    }
-    made = ExportedModel(training_run=run, files=stored(zones, run.id, exported), parity={})
-    report = report.model_copy(update={"files": stored(zones, run.id, judged)})
-    return registry.register(zones.checkpoints, zones.models, MODEL, made, report, code_revision="test")
-
-
-def stored(zones: Zones, run: str, files: dict[str, bytes]) -> dict[str, StoredFile]:
-    """The files in the checkpoints zone."""
-    for name, data in files.items():
-        zones.checkpoints.put(f"{run}/{name}", data)
-    return {
-        name: StoredFile(key=f"{run}/{name}", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        for name, data in files.items()
-    }
 
 
 def all_but(wrong: int, right: Labels = CATS_AND_DOGS) -> Labels:
@@ -198,18 +149,18 @@ def all_but(wrong: int, right: Labels = CATS_AND_DOGS) -> Labels:
 
 def champion(zones: Zones) -> str | None:
     """The version that the alias points at, if there is one."""
-    found = registry.read_alias(zones.models, MODEL, CHAMPION)
+    found = aliases.read_alias(zones.models, MODEL, CHAMPION)
     return found[0].version if found else None
 
 
 def test_the_first_model_must_reach_the_minimum(zones: Zones) -> None:
     """Without a champion the minimum accuracy alone decides, and a refused model gets no alias."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    bad = registered(zones, dataset, CATS_AND_DOGS, all_but(9), day=1)
+    bad = registered(zones, dataset, CATS_AND_DOGS, all_but(9), number=1)
     decision = promote(zones, bad, GATE)
     assert (decision.promoted, decision.champion, decision.challenger_accuracy) == (False, None, 0.55)
     assert champion(zones) is None
-    good = registered(zones, dataset, CATS_AND_DOGS, all_but(8), day=2)
+    good = registered(zones, dataset, CATS_AND_DOGS, all_but(8), number=2)
     decision = promote(zones, good, GATE)
     assert (decision.promoted, decision.champion_accuracy) == (True, None)
     assert champion(zones) == good.version
@@ -219,7 +170,8 @@ def test_the_better_model_becomes_the_champion(zones: Zones) -> None:
     """The champion is judged anew on the same images, and only a better challenger replaces it."""
     dataset = prepared(zones, CATS_AND_DOGS)
     first, equal, better = (
-        registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=day) for day, wrong in ((1, 4), (2, 4), (3, 3))
+        registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=number)
+        for number, wrong in ((1, 4), (2, 4), (3, 3))
     )
     assert promote(zones, first, GATE).promoted
     decision = promote(zones, equal, GATE)
@@ -228,7 +180,7 @@ def test_the_better_model_becomes_the_champion(zones: Zones) -> None:
     decision = promote(zones, better, GATE)
     assert (decision.promoted, decision.challenger_accuracy, decision.champion_accuracy) == (True, 0.85, 0.8)
     assert champion(zones) == better.version
-    found = registry.read_alias(zones.models, MODEL, CHAMPION)
+    found = aliases.read_alias(zones.models, MODEL, CHAMPION)
     assert found is not None
     assert found[0].reason == f"Promoted: {decision.reasons[0]}"
 
@@ -236,21 +188,21 @@ def test_the_better_model_becomes_the_champion(zones: Zones) -> None:
 def test_the_champion_stays_the_champion(zones: Zones) -> None:
     """Judged again, the champion is promoted already: nothing is written, and the flow can go on."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    first = registered(zones, dataset, CATS_AND_DOGS, all_but(4), day=1)
+    first = registered(zones, dataset, CATS_AND_DOGS, all_but(4), number=1)
     promote(zones, first, GATE)
-    before = registry.read_alias(zones.models, MODEL, CHAMPION)
+    before = aliases.read_alias(zones.models, MODEL, CHAMPION)
     decision = promote(zones, first, GATE)
     assert (decision.promoted, decision.champion, decision.challenger_accuracy) == (True, first, 0.8)
     assert decision.reasons == (f"Version {first.version} is the champion already.",)
-    assert registry.read_alias(zones.models, MODEL, CHAMPION) == before
+    assert aliases.read_alias(zones.models, MODEL, CHAMPION) == before
 
 
 def test_a_withdrawn_champion_is_none(zones: Zones) -> None:
     """Where the alias points at nothing, the next model is judged like the first one."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(4), day=day) for day in (1, 2))
+    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(4), number=number) for number in (1, 2))
     promote(zones, first, GATE)
-    registry.withdraw(zones.models, MODEL, CHAMPION, first.version, "It did not answer.")
+    aliases.withdraw(zones.models, MODEL, CHAMPION, first.version, "It did not answer.")
     decision = promote(zones, second, GATE)
     assert (decision.promoted, decision.champion) == (True, None)
     assert champion(zones) == second.version
@@ -260,11 +212,11 @@ def test_a_withdrawn_champion_is_none(zones: Zones) -> None:
 def test_the_champion_is_judged_with_its_own_preprocessing(zones: Zones, size: int, colour: str) -> None:
     """A champion for other pixels answers the challenger's images decoded as it wants them."""
     theirs = prepared(zones, CATS_AND_DOGS, size=size, colour=colour)
-    first = registered(zones, theirs, CATS_AND_DOGS, all_but(6), day=1)
+    first = registered(zones, theirs, CATS_AND_DOGS, all_but(6), number=1)
     promote(zones, first, GATE)
     ours = prepared(zones, CATS_AND_DOGS)
     assert ours.pixels != theirs.pixels
-    second = registered(zones, ours, CATS_AND_DOGS, all_but(5), day=2)
+    second = registered(zones, ours, CATS_AND_DOGS, all_but(5), number=2)
     decision = promote(zones, second, GATE)
     assert (decision.promoted, decision.challenger_accuracy, decision.champion_accuracy) == (True, 0.75, 0.7)
 
@@ -272,20 +224,20 @@ def test_the_champion_is_judged_with_its_own_preprocessing(zones: Zones, size: i
 def test_a_champion_for_other_pixels_answers_though_the_raw_images_are_gone(zones: Zones) -> None:
     """Where the raw images were deleted, the champion gets the challenger's stored pixels."""
     theirs = prepared(zones, CATS_AND_DOGS, size=8)
-    promote(zones, registered(zones, theirs, CATS_AND_DOGS, all_but(6), day=1), GATE)
-    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(5), day=2)
+    promote(zones, registered(zones, theirs, CATS_AND_DOGS, all_but(6), number=1), GATE)
+    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(5), number=2)
     zones.images.delete([stored.key for stored in zones.images.listing("pets")])
     assert promote(zones, second, GATE).champion_accuracy == 0.7
 
 
 def test_classes_are_matched_by_label(zones: Zones) -> None:
     """A new class that shifts all class indices counts as the champion's error, and the others as they are."""
-    first = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(4), day=1)
+    first = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(4), number=1)
     promote(zones, first, GATE)
     with_ants = {**CATS_AND_DOGS, **dict.fromkeys(range(100, 105), "ant")}
     dataset = prepared(zones, with_ants)
     assert dataset.classes == ("ant", "cat", "dog")
-    second = registered(zones, dataset, with_ants, {**all_but(5), **dict.fromkeys(range(100, 105), "ant")}, day=2)
+    second = registered(zones, dataset, with_ants, {**all_but(5), **dict.fromkeys(range(100, 105), "ant")}, number=2)
     decision = promote(zones, second, GATE)
     assert (decision.promoted, decision.challenger_accuracy, decision.champion_accuracy) == (True, 20 / 25, 16 / 25)
     assert any("does not know 'ant' (recall 1.0000)" in reason for reason in decision.reasons)
@@ -294,9 +246,9 @@ def test_classes_are_matched_by_label(zones: Zones) -> None:
 def test_a_removed_class_needs_permission(zones: Zones) -> None:
     """A challenger that lacks a class of the champion is promoted only where a person allows it."""
     with_ants = {**CATS_AND_DOGS, **dict.fromkeys(range(100, 105), "ant")}
-    first = registered(zones, prepared(zones, with_ants), with_ants, all_but(9, with_ants), day=1)
+    first = registered(zones, prepared(zones, with_ants), with_ants, all_but(9, with_ants), number=1)
     assert promote(zones, first, GATE).promoted
-    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, CATS_AND_DOGS, day=2)
+    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, CATS_AND_DOGS, number=2)
     refused = promote(zones, second, GATE)
     assert (refused.promoted, champion(zones)) == (False, first.version)
     assert "'ant'" in refused.reasons[0]
@@ -309,8 +261,8 @@ def test_a_lost_class_is_refused(zones: Zones) -> None:
     cats_wrong = {value: "dog" if value < 10 else label for value, label in CATS_AND_DOGS.items()}
     dogs_wrong = {value: "cat" if value < 4 else label for value, label in CATS_AND_DOGS.items()}
     first, second = (
-        registered(zones, dataset, CATS_AND_DOGS, answered, day=day)
-        for day, answered in ((1, cats_wrong), (2, dogs_wrong))
+        registered(zones, dataset, CATS_AND_DOGS, answered, number=number)
+        for number, answered in ((1, cats_wrong), (2, dogs_wrong))
     )
     promote(zones, first, GATE)
     decision = promote(zones, second, GateConfig(class_images=10))
@@ -323,9 +275,9 @@ def test_test_images_that_the_champion_saw_need_permission(zones: Zones) -> None
     """Test images that the champion was trained on are counted, and need a person's permission."""
     seen = {value: CATS_AND_DOGS[value] for value in range(7)}
     other_test = {value: ("cat", "dog")[value % 2] for value in range(50, 60)}
-    first = registered(zones, prepared(zones, other_test, train=seen), other_test, all_but(0), day=1)
+    first = registered(zones, prepared(zones, other_test, train=seen), other_test, all_but(0), number=1)
     promote(zones, first, GateConfig(class_images=100, minimum_accuracy=0))
-    better = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(0), day=2)
+    better = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(0), number=2)
     gate = GATE.model_copy(update={"margin": -0.1})
     decision = promote(zones, better, gate)
     assert not decision.promoted
@@ -335,10 +287,10 @@ def test_test_images_that_the_champion_saw_need_permission(zones: Zones) -> None
 
 def test_a_champion_whose_dataset_is_gone_needs_permission(zones: Zones) -> None:
     """Where the champion's dataset version was deleted, nobody knows what it saw, and the reason says so."""
-    first = registered(zones, prepared(zones, CATS_AND_DOGS, size=8), CATS_AND_DOGS, all_but(4), day=1)
+    first = registered(zones, prepared(zones, CATS_AND_DOGS, size=8), CATS_AND_DOGS, all_but(4), number=1)
     promote(zones, first, GATE)
     gone = registry.read_manifest(zones.models, MODEL, first.version).dataset
-    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(0), day=2)
+    second = registered(zones, prepared(zones, CATS_AND_DOGS), CATS_AND_DOGS, all_but(0), number=2)
     zones.datasets.delete([stored.key for stored in zones.datasets.listing(f"pets/{gone.version}")])
     decision = promote(zones, second, GATE)
     assert not decision.promoted
@@ -349,12 +301,12 @@ def test_a_champion_whose_dataset_is_gone_needs_permission(zones: Zones) -> None
 def test_answers_that_are_not_numbers(zones: Zones) -> None:
     """A challenger that answers NaN is never promoted; a champion that does has no correct answer."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    broken = registered(zones, dataset, CATS_AND_DOGS, CATS_AND_DOGS, day=1, nan=True)
+    broken = registered(zones, dataset, CATS_AND_DOGS, CATS_AND_DOGS, number=1, nan=True)
     decision = promote(zones, broken, GATE.model_copy(update={"minimum_accuracy": 0.0}))
     assert (decision.promoted, decision.challenger_accuracy, champion(zones)) == (False, 0, None)
     assert "20 test images is not a number" in decision.reasons[0]
-    registry.set_alias(zones.models, MODEL, CHAMPION, broken.version, reason="by hand")
-    decision = promote(zones, registered(zones, dataset, CATS_AND_DOGS, all_but(4), day=2), GATE)
+    aliases.set_alias(zones.models, MODEL, CHAMPION, broken.version, reason="by hand")
+    decision = promote(zones, registered(zones, dataset, CATS_AND_DOGS, all_but(4), number=2), GATE)
     assert (decision.promoted, decision.champion_accuracy) == (True, 0)
 
 
@@ -362,7 +314,7 @@ def test_predictions_of_other_images_are_refused(zones: Zones) -> None:
     """Stored predictions that do not cover exactly the test split are no base for a decision."""
     dataset = prepared(zones, CATS_AND_DOGS)
     fewer = {value: label for value, label in CATS_AND_DOGS.items() if value}
-    challenger = registered(zones, dataset, fewer, CATS_AND_DOGS, day=1)
+    challenger = registered(zones, dataset, fewer, CATS_AND_DOGS, number=1)
     with pytest.raises(Corrupted, match="are of other images than the test split of 'pets'"):
         promote(zones, challenger, GATE)
     assert champion(zones) is None
@@ -372,7 +324,7 @@ def test_predictions_of_other_images_are_refused(zones: Zones) -> None:
 def test_an_altered_file_decides_nothing(zones: Zones, name: str) -> None:
     """Altered predictions of the challenger, or an altered champion, are an error and the alias stays."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=wrong) for wrong in (5, 2))
+    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=wrong) for wrong in (5, 2))
     promote(zones, first, GATE)
     altered = second if name == "predictions.parquet" else first
     zones.models.put(f"{MODEL}/{altered.version}/{name}", b"altered")
@@ -384,7 +336,7 @@ def test_an_altered_file_decides_nothing(zones: Zones, name: str) -> None:
 def test_a_deleted_champion_is_named(zones: Zones) -> None:
     """An alias that points at a deleted version is an error that says how to go on."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=wrong) for wrong in (5, 2))
+    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=wrong) for wrong in (5, 2))
     promote(zones, first, GATE)
     zones.models.delete([f"{MODEL}/{first.version}/manifest.json"])
     with pytest.raises(NotFound, match=f"points at version {first.version}, which is not stored any more: point it at"):
@@ -396,7 +348,7 @@ def test_a_deleted_champion_is_named(zones: Zones) -> None:
 def test_progress_counts_every_test_image(zones: Zones) -> None:
     """Judging reports how many of the test images the champion has answered, up to all of them."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=wrong) for wrong in (5, 2))
+    first, second = (registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=wrong) for wrong in (5, 2))
     promote(zones, first, GATE)
     told: list[Progress] = []
     promote(zones, second, GATE, on_progress=told.append)
@@ -409,7 +361,7 @@ def test_a_large_test_split_comes_in_batches(zones: Zones) -> None:
     test = {number: ("cat", "dog")[number % 2] for number in range(300)}
     wrong = {value: ("dog", "cat")[value % 2] if value < 10 else label for value, label in test.items()}
     dataset = prepared(zones, test)
-    first, second = registered(zones, dataset, test, wrong, day=1), registered(zones, dataset, test, test, day=2)
+    first, second = registered(zones, dataset, test, wrong, number=1), registered(zones, dataset, test, test, number=2)
     promote(zones, first, GATE)
     told: list[Progress] = []
     decision = promote(zones, second, GATE, on_progress=told.append)
@@ -428,7 +380,7 @@ class Interrupted(Store):
     def compare_and_swap(self, key: str, data: bytes, *, etag: str | None) -> None:
         """Ours, after the rival's."""
         if self.rivals:
-            registry.set_alias(self.zone, MODEL, CHAMPION, self.rivals.pop(0), reason="rival")
+            aliases.set_alias(self.zone, MODEL, CHAMPION, self.rivals.pop(0), reason="rival")
         super().compare_and_swap(key, data, etag=etag)
 
 
@@ -443,8 +395,8 @@ def test_an_overtaken_challenger_is_judged_again(zones: Zones, rival_wrong: int,
     """Where another promotion came first, the challenger has to beat that new champion."""
     dataset = prepared(zones, CATS_AND_DOGS)
     first, rival, challenger = (
-        registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=day)
-        for day, wrong in ((1, 5), (2, rival_wrong), (3, 2))
+        registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=number)
+        for number, wrong in ((1, 5), (2, rival_wrong), (3, 2))
     )
     promote(zones, first, GATE)
     decision = promote(interrupted(zones, rival), challenger, GATE)
@@ -455,8 +407,8 @@ def test_an_overtaken_challenger_is_judged_again(zones: Zones, rival_wrong: int,
 def test_a_challenger_gives_up_when_the_alias_never_rests(zones: Zones) -> None:
     """After three rounds against moving champions the promotion fails with a sentence, and changes nothing."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    rivals = [registered(zones, dataset, CATS_AND_DOGS, all_but(6 - day), day=day) for day in (1, 2, 3)]
-    challenger = registered(zones, dataset, CATS_AND_DOGS, all_but(0), day=9)
+    rivals = [registered(zones, dataset, CATS_AND_DOGS, all_but(6 - number), number=number) for number in (1, 2, 3)]
+    challenger = registered(zones, dataset, CATS_AND_DOGS, all_but(0), number=9)
     with pytest.raises(Conflict, match=f"moved by others 3 times while version {challenger.version} was judged: run"):
         promote(interrupted(zones, *rivals), challenger, GATE)
     assert champion(zones) == rivals[-1].version
@@ -465,59 +417,35 @@ def test_a_challenger_gives_up_when_the_alias_never_rests(zones: Zones) -> None:
 def test_promotions_in_threads_leave_the_best_champion(zones: Zones) -> None:
     """Of three challengers at once the best ends up as champion, and each promotion beat the one before it."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    made = [registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=9 - wrong) for wrong in (5, 4, 2, 1)]
+    made = [registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=9 - wrong) for wrong in (5, 4, 2, 1)]
     promote(zones, made[0], GATE)
     barrier = Barrier(3)
 
-    def race(challenger: ModelVersion) -> bool:
+    def compete(challenger: ModelVersion) -> bool:
         barrier.wait()
         return promote(zones, challenger, GATE).promoted
 
     with ThreadPoolExecutor(3) as pool:
-        promoted = {version.version for version, won in zip(made[1:], pool.map(race, made[1:]), strict=True) if won}
+        promoted = {version.version for version, won in zip(made[1:], pool.map(compete, made[1:]), strict=True) if won}
     check_history(zones, made, promoted)
 
 
 def test_promotions_in_processes_leave_the_best_champion(zones: Zones, zone_settings: Settings) -> None:
     """The same between processes."""
     dataset = prepared(zones, CATS_AND_DOGS)
-    made = [registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), day=9 - wrong) for wrong in (5, 4, 2)]
+    made = [registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=9 - wrong) for wrong in (5, 4, 2)]
     promote(zones, made[0], GATE)
-    with ExitStack() as stack:
-        processes = [stack.enter_context(started(zone_settings, version)) for version in made[1:]]
-        for process in processes:
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        told = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    promoted = {version.version for version, text in zip(made[1:], told, strict=True) if '"promoted": true' in text}
-    check_history(zones, made, promoted)
-
-
-def started(settings: Settings, version: ModelVersion) -> subprocess.Popen[str]:
-    """A process that promotes a version as soon as it gets a line."""
-    assert settings.s3_access_key_id is not None
-    assert settings.s3_secret_access_key is not None
-    others = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
-    ours = {
-        "SAFELIGHT_HOME": str(settings.home),
-        "SAFELIGHT_STORE_URL": str(settings.store_url),
-        "SAFELIGHT_S3_ENDPOINT": str(settings.s3_endpoint),
-        "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
+    with at_the_line(PROMOTE, zone_settings, *([version.version] for version in made[1:])) as processes:
+        told = race(processes)
+    promoted = {
+        version.version for version, lines in zip(made[1:], told, strict=True) if '  "promoted": true,' in lines
     }
-    command = [sys.executable, "-c", PROMOTE, version.version]
-    return subprocess.Popen(command, env=others | ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    check_history(zones, made, promoted)
 
 
 def check_history(zones: Zones, made: list[ModelVersion], promoted: set[str]) -> None:
     """The best version is live, and the history holds exactly the promotions that were told, each better in turn."""
-    found = registry.read_alias(zones.models, MODEL, CHAMPION)
+    found = aliases.read_alias(zones.models, MODEL, CHAMPION)
     assert found is not None
     order = [version.version for version in made]
     live = [change.version for change in found[0].history]

@@ -20,7 +20,7 @@ import pytest
 import tiny_models
 from live_server import wait_until
 
-from pipeline import embedded_store, images, processes, registry
+from pipeline import aliases, embedded_store, images, processes
 from pipeline.artifacts import ModelVersion
 from pipeline.deploy import serving_environ
 from pipeline.onnx_model import OnnxModel
@@ -99,7 +99,7 @@ def register(zones: Zones, seed: int) -> ModelVersion:
 
 def point_at(zones: Zones, version: ModelVersion) -> None:
     """Move the champion alias."""
-    registry.set_alias(zones.models, MODEL, registry.CHAMPION, version.version, reason="test")
+    aliases.set_alias(zones.models, MODEL, aliases.CHAMPION, version.version, reason="test")
 
 
 def store_pid(settings: Settings) -> int:

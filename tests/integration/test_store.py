@@ -1,6 +1,7 @@
 """The object store's promises, on a real S3 server."""
 
 import hashlib
+import re
 import secrets
 import socket
 import threading
@@ -81,6 +82,16 @@ def test_reading_many_can_be_left_early(store: Store) -> None:
     next(reading)
     reading.close()
     assert threading.active_count() <= before
+
+
+def test_writing_many_says_what_is_stored_before_it_fails(store: Store) -> None:
+    """Keys before one that cannot be stored are yielded, then the error comes and names it."""
+    keys = [f"partly/{number}" for number in range(50)]
+    keys[40] = "partly/../40"
+    written = store.write_many((key, b"x") for key in keys)
+    assert [next(written) for _ in range(40)] == keys[:40]
+    with pytest.raises(StoreError, match=re.escape(keys[40])):
+        next(written)
 
 
 def test_altered_bytes_are_noticed(store: Store) -> None:

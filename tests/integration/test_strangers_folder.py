@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import evaluate, export, prepare, promote, registry, sources, train
+from pipeline import evaluate, export, prepare, promote, quarantine, registry, sources, train
 from pipeline.artifacts import GateConfig, PrepareConfig, TrainConfig
 from pipeline.zones import Zones
 
@@ -140,7 +140,7 @@ def test_a_strangers_folder_goes_through(zones: Zones, folder: Path) -> None:
     expected = {unicodedata.normalize("NFC", label).replace("\\", "%5C") for label in CLASSES}
     assert set(prepared.version.classes) == expected
     assert (prepared.images, prepared.duplicates, prepared.quarantined) == (good + 1, 1, len(BAD) + 1)
-    lines = prepare.read_quarantine(zones, str(prepared.quarantine))
+    lines = quarantine.read(zones.datasets, str(prepared.quarantine))
     assert {line["key"].rpartition("/")[2] for line in lines} == set(BAD)
     for line in lines:
         assert line["reason"].startswith(BAD[line["key"].rpartition("/")[2]]), line

@@ -12,7 +12,7 @@ import synthetic
 from pipeline import dataset_index, dataset_versions
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig
 from pipeline.dataset_index import SCHEMA, Index
-from pipeline.errors import Corrupted, InvalidInput, NotFound
+from pipeline.errors import Corrupted, NotFound
 from pipeline.shards import ShardWriter
 from pipeline.store import Store
 
@@ -167,7 +167,7 @@ def test_what_another_release_wrote(datasets: Store, caplog: pytest.LogCaptureFi
     publish(datasets, 1, index(datasets, 1, 2))
     key = f"cats/{version(1).version}/manifest.json"
     datasets.put(key, datasets.get(key).replace(b'"format":1', b'"format":2'))
-    with pytest.raises(InvalidInput, match="another release"):
+    with pytest.raises(Corrupted, match="another release"):
         dataset_versions.read_manifest(datasets, "cats", version(1).version)
     assert dataset_versions.read_prepared(datasets, "cats") is None
     datasets.put("cats/latest.json", b'{"format": 2}')
@@ -180,3 +180,22 @@ def test_a_version_that_is_not_there(datasets: Store) -> None:
     """Reading a manifest that nobody wrote is NotFound."""
     with pytest.raises(NotFound, match="'cats' has no version 'nope'"):
         dataset_versions.read_manifest(datasets, "cats", "nope")
+
+
+def test_rows_are_scanned_as_they_are_read(datasets: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows at a time, newer segments still override older ones, and keys that are gone stay away."""
+    monkeypatch.setattr(dataset_index, "ROWS_AT_ONCE", 3)
+    states = [(*range(1, 30),), (*range(5, 33),), (*range(1, 20), 40), (2, 41)]
+    segments = 0
+    for name, numbers in enumerate(states, 1):
+        before = dataset_versions.read_prepared(datasets, "cats")
+        of = index(datasets, *numbers)
+        dataset_versions.publish(datasets, version(name), CONFIG, of, before=before)
+        manifest = dataset_versions.read_manifest(datasets, "cats", f"{name:016x}")
+        scanned = pa.concat_tables(
+            dataset_versions.scan_rows(datasets, "cats", manifest.segments, ["key", "digest", "row", "split"])
+        ).sort_by("key")
+        read = dataset_versions.read_segments(datasets, "cats", manifest.segments).rows
+        assert scanned.equals(read.select(scanned.column_names))
+        segments = max(segments, len(manifest.segments))
+    assert segments > 1

@@ -1,6 +1,7 @@
 """Finding dataset versions, loading them, and getting their images back."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import synthetic
 from pipeline import dataset_versions, datasets, images
 from pipeline.artifacts import DatasetVersion, PrepareConfig
 from pipeline.dataset_index import Index, values
-from pipeline.errors import Corrupted, InvalidInput, NotFound
+from pipeline.errors import Corrupted, NotFound
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.zones import Zones
@@ -87,12 +88,17 @@ def test_progress_is_told(zones: Zones, version: DatasetVersion) -> None:
     assert told[-1].done == version.counts["train"]
 
 
-def test_a_split_that_does_not_fit_is_refused(zones: Zones) -> None:
-    """Before anything is loaded, a person learns which setting to raise."""
-    version = prepare(zones, "cats", PrepareConfig(size=512)).version
-    with pytest.raises(InvalidInput, match=r"SAFELIGHT_TRAINING_MEMORY_MB"):
-        datasets.load_split(zones.datasets, version, "train", memory_mb=20)
-    assert len(datasets.load_split(zones.datasets, version, "train", memory_mb=64).pixels) > 30
+def test_a_split_that_exceeds_memory_is_read_from_a_file(zones: Zones, version: DatasetVersion, tmp_path: Path) -> None:
+    """Wherever the pixels lie, they are the same in the same order; the file is gone with the split."""
+    resident = datasets.load_split(zones.datasets, version, "train", memory_mb=1)
+    mapped = datasets.load_split(zones.datasets, version, "train", memory_mb=0, scratch=tmp_path)
+    assert resident.file is None
+    assert mapped.file is not None
+    for name in ("pixels", "labels", "digests"):
+        assert np.array_equal(getattr(resident, name), getattr(mapped, name))
+    mapped.release()
+    assert np.array_equal(resident.pixels, mapped.pixels)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_altered_shard_is_noticed(zones: Zones, version: DatasetVersion) -> None:

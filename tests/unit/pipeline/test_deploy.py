@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from pipeline import registry
+from pipeline import aliases, registry
 from pipeline.deploy import Question, deploy, difference, serving_environ, spread
 from pipeline.errors import InvalidSettings
 from pipeline.registry import ModelManifest
@@ -136,4 +136,4 @@ def test_a_bad_url_of_the_server_is_refused_first(url: str) -> None:
     version = tiny_models.register(nothing, nothing, "shapes", 1)
     with pytest.raises(InvalidSettings, match="SAFELIGHT_INFERENCE_URL"):
         deploy(zones, Settings(inference_url=url), version)
-    assert registry.read_alias(nothing, "shapes", registry.CHAMPION) is None
+    assert aliases.read_alias(nothing, "shapes", aliases.CHAMPION) is None

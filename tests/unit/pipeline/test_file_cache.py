@@ -54,3 +54,11 @@ def test_the_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file_cache.read(tmp_path, digest(b"a" * 10), refuse)
     file_cache.write(tmp_path, b"c" * 10)
     assert {path.name for path in tmp_path.iterdir()} == {digest(b"a" * 10), digest(b"c" * 10)}
+
+
+def test_clearing_forgets_all(tmp_path: Path) -> None:
+    """After ``clear`` nothing is kept, and it says how much that was; clearing nothing is fine."""
+    file_cache.write(tmp_path / "cache", b"12345")
+    assert file_cache.clear(tmp_path / "cache") == (1, 5)
+    assert not list((tmp_path / "cache").iterdir())
+    assert file_cache.clear(tmp_path / "never") == (0, 0)

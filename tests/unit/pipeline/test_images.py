@@ -1,7 +1,10 @@
 import io
 import json
+import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -177,8 +180,104 @@ def test_pngs_decode_as_by_pillow(mode: str, width: int, height: int, level: int
 
 
 def _at_full_size(data: bytes) -> Any:
+    return _decoded_smaller(data, 1)
+
+
+def _decoded_smaller(data: bytes, times: int) -> Any:
     """The pixels as decoded: sizes below a PixelSpec's least are worth comparing too."""
-    return images._by_opencv(image_files.examine(data))  # noqa: SLF001 - see above
+    return images._by_opencv(image_files.examine(data), times)  # noqa: SLF001 - see above
+
+
+@given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([2, 4, 8]), JPEG_OPTIONS, st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_jpegs_are_decoded_smaller_as_by_pillow(
+    width: int, height: int, times: int, options: dict[str, Any], seed: int
+) -> None:
+    """Any 8-bit grey or colour JPEG, decoded 2, 4 or 8 times smaller, gives the very pixels that Pillow gives."""
+    colour = Image.fromarray(_noise(seed, 4, 4, 3)).resize((width, height))
+    data = _saved(colour if "subsampling" in options else colour.convert("L"), "JPEG", **options)
+    image = Image.open(io.BytesIO(data))
+    image.draft(image.mode, (width // times, height // times))
+    np.testing.assert_array_equal(_decoded_smaller(data, times), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "wanted", "times"),
+    [
+        ((640, 480), 1, (60, 60), 8),
+        ((640, 480), 1, (61, 61), 4),
+        ((640, 480), 1, (240, 320), 2),
+        ((640, 480), 1, (241, 320), 1),
+        ((640, 160), 6, (320, 80), 2),
+        ((640, 160), 6, (80, 320), 1),
+        ((640, 480), 1, (600, 60), 1),
+    ],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_wanted(
+    size: tuple[int, int], orientation: int, wanted: tuple[int, int], times: int
+) -> None:
+    """A JPEG is decoded smaller as far as no side, seen upright, gets shorter than the target's."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    image = image_files.examine(_saved(Image.new("RGB", size), "JPEG", exif=exif))
+    spec = PixelSpec(height=wanted[0], width=wanted[1], channels=3, fit="stretch")
+    header = images._header(image, None)  # noqa: SLF001 - pixels alone do not tell
+    assert images._reduction(image, header, spec) == times  # noqa: SLF001
+
+
+def test_a_turned_jpeg_is_decoded_smaller_before_it_is_turned() -> None:
+    """A lying picture that stands upright by EXIF comes out as Pillow's smaller decoding of it, turned."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    data = _saved(Image.fromarray(_noise(10, 20, 80, 3)).resize((640, 160)), "JPEG", exif=exif)
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (320, 80))
+    turned = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(images.decode(data, PixelSpec(height=320, width=80, channels=3)), turned)
+
+
+def _photograph(width: int, height: int) -> Image.Image:
+    """Noise like a photograph's: its spectrum falls with the frequency, and colours vary less than brightness."""
+    across, down = np.fft.rfftfreq(width), np.fft.fftfreq(height)[:, None]
+    frequency = np.hypot(across, down)
+    frequency[0, 0] = np.inf
+    waves = np.random.default_rng(11).normal(size=(3, 2, *frequency.shape))
+    planes = np.fft.irfft2((waves[:, 0] + 1j * waves[:, 1]) / frequency, s=(height, width))
+    scaled = planes / planes.std() * np.array([50, 15, 15])[:, None, None]
+    return Image.fromarray((128 + scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 0), "YCbCr").convert("RGB")
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("PNG", 2.5), ("JPEG", 5)])
+@pytest.mark.parametrize("side", [300, 224, 193, 188, 150, 112, 100, 64, 47, 32])
+def test_resizing_is_close_to_pillows_bilinear_filter(kind: str, bound: float, side: int) -> None:
+    """At any ratio even a picture full of detail differs in the mean by little from what Pillow makes of it."""
+    data = _saved(_photograph(512, 384), kind, quality=90)
+    ours = images.decode(data, PixelSpec(height=side, width=side, channels=3)).astype(int)
+    theirs = Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.BILINEAR, box=(64, 0, 448, 384))
+    assert np.abs(ours - np.asarray(theirs)).mean() < bound
+
+
+def test_every_vector_unit_gives_the_same_pixels() -> None:
+    """With AVX2 and without, where a processor has it, resizing gives the same bytes at every ratio."""
+    program = """
+import hashlib, numpy as np
+from pipeline import images
+from pipeline.artifacts import PixelSpec
+random, told = np.random.default_rng(12), hashlib.sha256()
+for side in range(8, 120):
+    noise = images.encode_png(random.integers(0, 256, (101, 119, 3), np.uint8))
+    told.update(images.decode(noise, PixelSpec(height=side, width=side, channels=3)).tobytes())
+print(told.hexdigest())
+"""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"OPENCV_CPU_DISABLE": disabled},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for disabled in ("", "AVX2,AVX,FP16")
+    ]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("orientation", range(9))

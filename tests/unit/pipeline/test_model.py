@@ -45,9 +45,22 @@ def test_small_resnet_takes_any_shape(height: int, width: int, classes: int) -> 
 
 
 def test_small_resnet_is_small() -> None:
-    """The default for 28 x 28 grey images has about 174,000 parameters."""
-    net = model.build("small_resnet", 10, spec(28, channels=1))
-    assert 150_000 < sum(parameter.numel() for parameter in net.parameters()) < 200_000
+    """The default for 28 x 28 grey images has about 73,000 parameters; twice the width has four times as many."""
+    sizes = [
+        sum(
+            parameter.numel() for parameter in model.build("small_resnet", 10, spec(28, channels=1), width).parameters()
+        )
+        for width in (None, 16, 32)
+    ]
+    assert sizes[0] == sizes[1]
+    assert 70_000 < sizes[0] < 80_000
+    assert 3.8 < sizes[2] / sizes[1] < 4
+
+
+def test_only_small_resnet_has_a_width() -> None:
+    """A width for a network that has none to choose is refused in a sentence, not ignored."""
+    with pytest.raises(InvalidInput, match="width: resnet18 has a fixed width"):
+        model.build("resnet18", 2, spec(), 32)
 
 
 def test_normalisation_is_the_first_layer() -> None:
@@ -127,7 +140,7 @@ def test_missing_tensor_is_named() -> None:
     """A file that lacks a layer is refused, and the layer is named."""
     weights = model.build("small_resnet", 3, spec()).state_dict()
     del weights["network.stage1.conv2.0.weight"]
-    with pytest.raises(InvalidInput, match=r"network\.stage1\.conv2\.0\.weight is missing there and 24 x 24 x 3 x 3"):
+    with pytest.raises(InvalidInput, match=r"network\.stage1\.conv2\.0\.weight is missing there and 32 x 32 x 3 x 3"):
         model.load_starting_weights(model.build("small_resnet", 3, spec()), weights, "file")
 
 

@@ -161,6 +161,11 @@ def test_keys_match_whatever_their_unicode_form() -> None:
         ("key,label\na.png,caf\u00e9\n".encode("latin-1"), "is not UTF-8 text: save it as CSV in UTF-8"),
         ("key,label\na.png,cat\n".encode("utf-16"), "is not UTF-8 text"),
         (b"key,label\na.png," + b"x" * 200_000, "line 2: field larger than field limit"),
+        (b'key,label\na.png,cat\n"b.png,dog\nc.png,cat\n', r"line 3: a quote \(\"\) is opened there and not closed"),
+        (b'key,label\na.png,"cat\nb.png,dog\nc.png,"cat"\n', "line 2: a quote"),
+        (b'key,label,note\na.png,cat,"nice\n' + b"b.png,dog,\n" * 20_000, "line 2: a quote"),
+        (b'key,label\r\na.png,cat\r\n"b\r\nc.png",dog\r\n', "line 3: a quote"),
+        (b'key,label\n"5" nail.png,cat\n', "line 2: a quote"),
     ],
 )
 def test_an_unreadable_labels_csv_is_one_sentence(table: bytes, message: str) -> None:
@@ -237,3 +242,9 @@ def test_a_name_that_no_dataset_can_have_is_one_sentence(name: str) -> None:
     """The sentence says what a name is made of."""
     with pytest.raises(InvalidInput, match="cannot name a dataset: use 1 to 63 of a-z, 0-9, - and _"):
         raw.check_dataset_name(name)
+
+
+def test_a_note_may_have_several_lines() -> None:
+    """A quoted cell of another column may hold line ends: the rows around it are read as they are."""
+    table = b'key,note,label\na.png,"one\ntwo",cat\nb.png,"say ""hi""",dog\n'
+    assert [(row.key, row.label) for row in raw.read_labels(table)] == [("a.png", "cat"), ("b.png", "dog")]

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import synthetic
 
 from pipeline import shards
@@ -37,6 +38,24 @@ def test_full_shards_are_written_as_they_fill(datasets: Store) -> None:
         pixels, digests = shards.read_shard(datasets, "cats", place.shard)
         assert (pixels[place.row] == number).all()
         assert digests[place.row].tobytes() == digest(number)
+
+
+@pytest.mark.parametrize("images", [1, 7, 300])
+def test_any_reader_of_safetensors_reads_a_shard(datasets: Store, images: int) -> None:
+    """The library finds the same tensors in a shard's bytes, whatever the number of its rows."""
+    writer = ShardWriter(datasets, "cats")
+    expected = np.random.default_rng(images).integers(0, 256, (images, 5, 3, 3), dtype=np.uint8)
+    names = [hashlib.sha256(number.to_bytes(2)).digest() for number in range(images)]
+    for name, pixels in zip(names, expected, strict=True):
+        writer.add(name, pixels)
+    writer.finish()
+    (shard,) = writer.shards
+    tensors = safetensors.numpy.load(datasets.get(shards.shard_key("cats", shard)))
+    assert np.array_equal(tensors["pixels"], expected)
+    assert tensors["digests"].tobytes() == b"".join(names)
+    pixels, digests = shards.read_shard(datasets, "cats", shard)
+    assert np.array_equal(pixels, expected)
+    assert digests.tobytes() == b"".join(names)
 
 
 def test_a_digest_is_packed_once(datasets: Store) -> None:

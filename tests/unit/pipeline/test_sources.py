@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore
 
-from pipeline import raw, sources
+from pipeline import quarantine, raw, sources
 from pipeline.errors import InvalidInput
 from pipeline.raw import LABELS, RawListing, list_raw
-from pipeline.sources import ImportReport, dataset_name, import_folder
+from pipeline.sources import ImportReport, dataset_name, import_folder, summary
 from pipeline.store import Store
 from pipeline.zones import Zones
 
@@ -93,7 +93,7 @@ def test_labels_csv_decides_what_is_uploaded(memory_zones: Zones, tmp_path: Path
     report, listing = _imported(memory_zones, tmp_path)
     assert _labels(listing) == {"x/1.png": ("..", "validation"), "x/2": ("cat", None), f"{NFC}.png": ("cat", None)}
     assert report.skipped == {raw.NOT_NAMED: 1, raw.NOT_AN_IMAGE: 1}
-    assert report.notes == ("pets/gone.png is named in labels.csv, but is neither here nor stored.",)
+    assert report.notes == ("pets/gone.png: named in labels.csv, but neither here nor stored",)
     assert listing.problems == [("pets/gone.png", "labels.csv names it, but it is not stored")]
     assert memory_zones.images.get(f"pets/{LABELS}").startswith(b"key,label,split\nx/1.png,..,val\n")
 
@@ -141,14 +141,38 @@ def test_an_exact_import_leaves_out_what_left_the_folder(memory_zones: Zones, tm
     assert "dog/c.png" in _labels(list_raw(memory_zones.images, "pets"))
 
 
-def test_many_missing_images_are_counted(memory_zones: Zones, tmp_path: Path) -> None:
-    """Of the images that a table names and nobody has, the first are named and the rest are counted."""
+def test_all_that_was_left_out_is_listed(memory_zones: Zones, tmp_path: Path) -> None:
+    """Of what was left out the first are named, and the list that the report points at names every one."""
     _folder(tmp_path, "a.png", "b.png")
     rows = "".join(f"gone{number}.png,cat\n" for number in range(sources.MOST_NOTES + 5))
     (tmp_path / LABELS).write_text(f"key,label\na.png,cat\nb.png,dog\n{rows}")
+    (tmp_path / "c.png").symlink_to("nowhere")
     report, _ = _imported(memory_zones, tmp_path)
     assert len(report.notes) == sources.MOST_NOTES + 1
-    assert report.notes[-1] == "5 more that labels.csv names are neither here nor stored."
+    assert report.notes[0] == "c.png: broken link"
+    assert report.notes[-1] == "6 more files were left out."
+    lines = quarantine.read(memory_zones.datasets, str(report.left_out))
+    gone = {f"pets/gone{number}.png" for number in range(sources.MOST_NOTES + 5)}
+    assert {line["key"] for line in lines} == {"c.png", *gone}
+    assert summary(report)[-1] == f"what was left out, and why: safelight quarantine {report.left_out}"
+
+
+def test_a_table_that_matches_no_file_is_an_error(memory_zones: Zones, tmp_path: Path) -> None:
+    """Where labels.csv names nothing that is there or stored, the sentence says so, and nothing is written."""
+    _folder(tmp_path, "a.png", "b.png")
+    (tmp_path / LABELS).write_text("key,label\nimages/a.png,cat\nimages/b.png,dog\n")
+    with pytest.raises(InvalidInput, match=r"labels\.csv names no image that is there.*one is 'images/a\.png'"):
+        import_folder(memory_zones, tmp_path, "pets")
+    assert not list(memory_zones.images.listing())
+
+
+def test_a_table_alone_relabels_what_is_stored(memory_zones: Zones, tmp_path: Path) -> None:
+    """A folder that holds nothing but labels.csv is fine where the images that it names are stored already."""
+    import_folder(memory_zones, _folder(tmp_path / "first", "cat/a.png", "dog/b.png"), "pets")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / LABELS).write_text("key,label\ncat/a.png,dog\ndog/b.png,cat\n")
+    import_folder(memory_zones, tmp_path / "second", "pets")
+    assert _labels(list_raw(memory_zones.images, "pets")) == {"cat/a.png": ("dog", None), "dog/b.png": ("cat", None)}
 
 
 def test_two_files_of_one_key_are_an_error_that_names_both(memory_zones: Zones, tmp_path: Path) -> None:

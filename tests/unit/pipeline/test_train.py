@@ -84,6 +84,29 @@ def test_fresh_resumes_what_was_interrupted(zones: Zones, dataset: DatasetVersio
     assert resumed.id in str(stopped.value)
 
 
+def test_weights_do_not_depend_on_where_the_pixels_lie(zones: Zones, dataset: DatasetVersion, tmp_path: Path) -> None:
+    """Pixels that memory shall not hold train the very same weights, also in a run that is interrupted and resumed."""
+    resident = train.train(zones, dataset, CONFIG, device="cpu")
+    asked = iter([False] * 5)
+    with pytest.raises(TrainingStopped):
+        train.train(
+            zones,
+            dataset,
+            CONFIG,
+            device="cpu",
+            memory_mb=0,
+            scratch=tmp_path,
+            fresh=True,
+            should_stop=lambda: next(asked, True),
+        )
+    mapped = train.train(zones, dataset, CONFIG, device="cpu", memory_mb=0, scratch=tmp_path, fresh=True)
+    assert mapped.id != resident.id
+    assert mapped.exact
+    weights = [checkpoints.load_weights(zones.checkpoints, run) for run in (resident, mapped)]
+    assert small.equal(*weights)
+    assert [line.train_loss for line in mapped.history] == [line.train_loss for line in resident.history]
+
+
 def test_stopped_before_it_begins(zones: Zones, dataset: DatasetVersion) -> None:
     """Asked to stop while the images are still being loaded, it leaves at once, in a sentence."""
     with pytest.raises(TrainingStopped, match="before it began"):

@@ -7,7 +7,7 @@ import small_training as small
 import torch
 from obstore.store import MemoryStore
 
-from pipeline import checkpoints, training_loop, training_runs
+from pipeline import checkpoints, leases, training_loop, training_runs
 from pipeline.artifacts import EpochMetrics, TrainConfig
 from pipeline.errors import InvalidInput, LeaseLost, StoreUnavailable, TrainingDiverged, TrainingStopped
 from pipeline.progress import Progress
@@ -239,7 +239,7 @@ def test_an_orphan_writes_nothing() -> None:
     def take_over(progress: Progress) -> None:
         if progress.done == 8:
             key = f"{RUN}/lease.json"
-            state = training_runs.LeaseState.from_json(store.get(key))
+            state = leases.LeaseState.from_json(store.get(key))
             store.put(key, state.model_copy(update={"holder": "successor", "fence": 2}).to_json())
             lease._renewed = -1e9  # noqa: SLF001 - as after a long sleep
 

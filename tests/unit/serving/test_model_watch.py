@@ -3,11 +3,13 @@ import logging
 import pytest
 import tiny_models
 from live_server import MODEL, Registry, wait_until
+from obstore.store import MemoryStore
 from pydantic import SecretStr
 
 from pipeline.artifacts import ModelVersion
+from pipeline.errors import StoreUnavailable
 from pipeline.settings import Settings
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from serving.model_watch import ModelWatch
 from serving.settings import ServingSettings
 
@@ -98,6 +100,32 @@ def test_altered_bytes_never_go_live(models: Registry, caplog: pytest.LogCapture
     assert watching.state.error.version == bad.version
     assert "was altered" in watching.state.error.reason
     assert len(caplog.records) == 1
+
+
+class Flickering(Store):
+    """A store that goes away before a model is read."""
+
+    away = True
+
+    def get(self, key: str) -> bytes:
+        """The bytes under ``key``."""
+        if self.away and key.endswith("model.onnx"):
+            raise StoreUnavailable("the store is away.")
+        return super().get(key)
+
+
+def test_a_store_that_goes_away_says_nothing_against_a_version() -> None:
+    """A version that could not be read for an outage is not the one blamed, and is loaded at the next look."""
+    models = Registry(Store(MemoryStore(), "memory:"), Flickering(MemoryStore(), "memory:", patience_s=0))
+    version = models.register(1)
+    models.point_at(version)
+    watching = watch(models)
+    watching.look()
+    assert watching.state.error
+    assert watching.state.error.version is None
+    models.models.away = False  # type: ignore[attr-defined]
+    watching.look()
+    assert version_at(watching) == version.version
 
 
 @pytest.mark.parametrize(

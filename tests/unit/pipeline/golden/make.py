@@ -1,8 +1,9 @@
 """Writes the golden images, ``cases.json`` and ``pixels.npz``: ``python tests/unit/pipeline/golden/make.py``.
 
 What an image must decode to is computed here from known samples by the definitions of ``pipeline/images.py``'s
-docstring, never by that module; only lossy images are decoded, by Pillow. Written once, kept for ever: a decoder that
-answers otherwise breaks every dataset and model made before, and must raise ``PIXEL_FORMAT``.
+docstring, never by that module; only lossy images are decoded, by Pillow. What is resized is computed in integers, as
+docs/decisions/decoding.md defines it. Written once, kept for ever: a decoder that answers otherwise breaks every
+dataset and model made before, and must raise ``PIXEL_FORMAT``.
 """
 
 import io
@@ -12,7 +13,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -326,38 +326,87 @@ def gifs() -> None:
 
 
 def resized() -> None:
-    """Crop, stretch, shrink, grow, and changes of colour."""
+    """Crop, stretch, shrink, grow, smaller decoding, and changes of colour."""
     blocks = rng.integers(0, 256, (8, 8, 3))
     large = blocks.repeat(4, axis=0).repeat(4, axis=1)
     wide = np.concatenate([np.zeros((32, 9, 3), int), large, np.full((32, 10, 3), 255)], axis=1)
     spec = {"height": 8, "width": 8, "channels": 3, "fit": "crop"}
-    case("wide.png", png(wide, 2, 8), blocks, grey=False, spec=spec)
-    case("tall.png", png(wide.swapaxes(0, 1), 2, 8), blocks.swapaxes(0, 1), grey=False, spec=spec)
-    stretched = blocks.repeat(3, axis=0).repeat(7, axis=1)
-    case("stretched.png", png(stretched, 2, 8), blocks, grey=False, spec=spec | {"fit": "stretch"})
+    case("wide.png", png(wide, 2, 8), resampled(large, 8, 8), grey=False, spec=spec)
+    case("tall.png", png(wide.swapaxes(0, 1), 2, 8), resampled(large, 8, 8).swapaxes(0, 1), grey=False, spec=spec)
+    stretched = blocks.repeat(2, axis=0).repeat(7, axis=1)
+    case("stretched.png", png(stretched, 2, 8), resampled(stretched, 8, 8), grey=False, spec=spec | {"fit": "stretch"})
     luma = np.rint(blocks @ [0.299, 0.587, 0.114])
     case("blocks.png", png(blocks, 2, 8), luma, grey=False, spec=spec | {"channels": 1})
     grey = blocks[..., 0]
     case("grey-blocks.png", png(grey, 0, 8), np.repeat(grey[..., None], 3, axis=2), grey=True, spec=spec)
-    frozen(picture(smooth()).resize((29, 23)), {"height": 16, "width": 16, "channels": 3, "fit": "crop"})
-    frozen(picture(samples(3)), {"height": 17, "width": 9, "channels": 3, "fit": "stretch"})
-
-
-def frozen(image: Image.Image, spec: dict[str, Any]) -> None:
-    """An odd ratio, whose pixels are what OpenCV's filters gave when this was written."""
-    pixels = np.asarray(image)
-    height, width = pixels.shape[:2]
-    if spec["fit"] == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    small = min(pixels.shape[1], spec["width"]), min(pixels.shape[0], spec["height"])
-    pixels = cv2.resize(
-        cv2.resize(pixels, small, interpolation=cv2.INTER_AREA),
-        (spec["width"], spec["height"]),
-        interpolation=cv2.INTER_LINEAR_EXACT,
+    photo = picture(smooth()).resize((29, 23))
+    pixels = np.asarray(photo).astype(np.int64)
+    case(
+        "odd-29x23.png", png(pixels, 2, 8), resampled(pixels[:, 3:26], 16, 16), grey=False, spec=wanted(16, 16, "crop")
     )
-    case(f"odd-{width}x{height}.png", png(np.asarray(image).astype(np.int64), 2, 8), pixels, grey=False, spec=spec)
+    pixels = samples(3)
+    case("odd-12x10.png", png(pixels, 2, 8), resampled(pixels, 17, 9), grey=False, spec=wanted(17, 9))
+    for times, size in ((2, (41, 35)), (4, (70, 74)), (8, (163, 150))):
+        data = saved(picture(smooth()).resize(size), "JPEG", quality=90, exif=b"Exif\0\0" + exif(6))
+        pixels = resampled(decoded_smaller(data, times), 17, 16, averaged=True)
+        case(f"{times}-times-smaller.jpg", data, pixels, grey=False, spec=wanted(17, 16))
+
+
+def wanted(height: int, width: int, fit: str = "stretch") -> dict[str, Any]:
+    """A colour spec."""
+    return {"height": height, "width": width, "channels": 3, "fit": fit}
+
+
+def decoded_smaller(data: bytes, times: int) -> Array:
+    """A JPEG, upright, decoded by Pillow from fewer coefficients."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (image.width // times, image.height // times))
+    return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+
+
+def resampled(pixels: Array, rows: int, columns: int, *, averaged: bool = False) -> Array:
+    """Pixels (H, W, 3) at another size; ``averaged`` says that each is a mean already."""
+    height, width = pixels.shape[:2]
+    smooth = pixels
+    for length in (rows, columns):
+        boxes = min(len(smooth), 2 * length)
+        smooth = means(smooth, boxes).swapaxes(0, 1)
+    smooth = np.floor(smooth + 0.5).astype(np.int64)
+    for length, before in ((rows, height), (columns, width)):
+        smooth = smoothed(smooth, len(smooth) / length, averaged or len(smooth) < before).swapaxes(0, 1)
+    smooth = (smooth + 2 + (1 << 15)) >> 16
+    first, weights = between(smooth.shape[1], columns)
+    inside = (first >= 0) & (first < smooth.shape[1] - 1)
+    weights = np.where(inside, weights, [[2048], [0]])[:, None, :, None]
+    across = [smooth[:, (first + step).clip(0, smooth.shape[1] - 1)] for step in (0, 1)]
+    line = across[0] * weights[0] + across[1] * weights[1]
+    first, weights = between(len(smooth), rows)
+    down = [line[(first + step).clip(0, len(smooth) - 1)] >> 4 for step in (0, 1)]
+    parts = [part * weight[:, None, None] >> 16 for part, weight in zip(down, weights, strict=True)]
+    return (parts[0] + parts[1] + 2) >> 2
+
+
+def means(pixels: Array, boxes: int) -> Array:
+    """The first axis cut into equal boxes, each one's mean."""
+    edges = np.linspace(0, len(pixels), boxes + 1)
+    at = np.arange(len(pixels))
+    inside = (np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)).clip(0, 1)
+    return np.tensordot(inside, pixels, 1) * boxes / len(pixels)
+
+
+def smoothed(pixels: Array, ratio: float, averaged: bool) -> Array:
+    """256 times the first axis under three taps."""
+    side = 2 * round(128 * min(max(ratio - 1, 0) / 4, 1 / 6 if averaged else 1 / 4))
+    padded = np.concatenate([pixels[:1], pixels, pixels[-1:]])
+    return side * (padded[:-2] + padded[2:]) + (256 - 2 * side) * padded[1:-1]
+
+
+def between(length: int, wanted: int) -> tuple[Array, Array]:
+    """The first of the two neighbours of each wanted sample (``wanted``), and their weights in 2048ths (2, wanted)."""
+    place = ((np.arange(wanted) + 0.5) * (length / wanted) - 0.5).astype(np.float32)
+    first = np.floor(place)
+    part = place - first
+    return first.astype(np.int64), np.rint(np.stack([1 - part, part]) * 2048).astype(np.int64)
 
 
 def rejected() -> dict[str, str]:

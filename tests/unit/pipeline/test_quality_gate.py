@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artifacts import GateConfig
-from pipeline.promote import Comparison, Tally, decide
+from pipeline.quality_gate import Comparison, Tally, decide
 
 IMAGES = {"cat": 100, "dog": 100}
 
