@@ -20,6 +20,7 @@ import httpx
 import outages
 import pytest
 import tiny_models
+import torch
 from counting_proxy import counting
 from outages import Stage
 from soak import CLASSES, digest_of_weights, picture
@@ -134,7 +135,7 @@ def route(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Route]:
 
 def walk(route: Route) -> None:
     """Go the route undisturbed, in this process, and note what each stage takes."""
-    with counting(route.settings.s3_endpoint or "") as (url, counts):
+    with in_one_thread(), counting(route.settings.s3_endpoint or "") as (url, counts):
         behind = {"s3_endpoint": url, "store_url": f"s3://{BUCKET}/undisturbed", "inference_port": 18080}
         settings = route.settings.model_copy(update=behind)
         zones = open_zones(settings)
@@ -160,6 +161,17 @@ def walk(route: Route) -> None:
     route.before["run"] = route.before["prepare"]
     route.requests["run"] = sum(route.requests[stage] for stage in STAGES[1:])
     route.zones[0] = open_zones(settings.model_copy(update={"s3_endpoint": route.settings.s3_endpoint}))
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Compute as the stages' own processes do: the last bit of the weights depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def outcome(stage: str, zones: Zones) -> list[Any]:
