@@ -2,7 +2,7 @@
 #   make demo            the whole route on Fashion-MNIST, or on your own folder: make demo IMAGES=/path/to/folder
 #   make stop | clean    stop what the demo left running | remove what it stored (asks first)
 #   make test | lint     what must be green before a change lands
-#   make soak            every stage killed at random moments, 100 times and more
+#   make soak            every stage killed at random moments, 100 times and more; the store taken away from every stage
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -44,8 +44,9 @@ clean: ## stop everything and remove what was stored, after asking
 test: $(VENV)/.installed-dev ## unit and integration tests, on a real object store and a real Prefect
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
-soak: $(VENV)/.installed-dev ## kill every stage at random moments, 100 times or KILLS=..., and verify the store each time
+soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifying each time; then take the store away from each
 	SAFELIGHT_SOAK_KILLS=$(KILLS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_soak.py
+	SAFELIGHT_SOAK_OUTAGES=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_outage.py
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -3,9 +3,10 @@
 Small grey PNGs lie in an embedded store of the benchmark's own. They are prepared, prepared again without and with 1 %
 more, and loaded; the loaders take turns. Pixels come out as uint8, unvaried, in batches of 256:
 
-- **prepared shards**: what training does. Counted is everything from the name of the dataset to the last batch of one
-  epoch: which version is the latest, its manifest and index, the shards, their digests, the shuffled batches. Nothing
-  is kept locally between rounds.
+- **prepared shards**: what training does. Counted is everything from the name of the dataset to the last batch: which
+  version is the latest, its manifest and index, the shards, their digests, the shuffled batches. Nothing is kept
+  locally between rounds. Measured for one epoch, and for the epochs of the default training, which loads once; the
+  other loaders read anew in each epoch, so that their figures are those of any number of epochs.
 - **one object per image**: a DataLoader of 2 workers that get each image by the minio SDK and decode it as the product
   does. Counted from the first batch on, so that the start of the workers does not count; 4,096 images per round.
 - **litdata**: its own loader of 2 workers, on its optimised chunks in a local folder, without any store. Counted from
@@ -33,6 +34,7 @@ from minio import Minio
 from benchmarks.own_store import answer_of, credentials, endpoint, own_store, rounds, small_png, table
 from pipeline import augment, datasets, images
 from pipeline.artifacts import PixelSpec, PrepareConfig
+from pipeline.learner import EPOCHS
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones
@@ -45,7 +47,7 @@ SINGLY = 4_096
 """Images per round of the loader that requests each one."""
 DATASET = "benchmark"
 PIXELS = PixelSpec(height=28, width=28, channels=1)
-OURS = "prepared shards in the store"
+OURS = {1: "prepared shards, one epoch", EPOCHS["small_resnet"]: f"prepared shards, {EPOCHS['small_resnet']} epochs"}
 PER_OBJECT = f"one object per image, minio SDK, {WORKERS} workers"
 LITDATA = f"litdata, local chunks, {WORKERS} workers"
 
@@ -106,28 +108,30 @@ def measure_loaders(settings: Settings, zones: Zones, turns: int, litdata: str |
         multiprocessing_context="spawn",
         persistent_workers=True,
     )
-    contenders = {OURS: lambda: epoch_of_ours(zones), PER_OBJECT: lambda: epoch_of(singly)}
+    contenders = {name: partial(epochs_of_ours, zones, epochs) for epochs, name in OURS.items()}
+    contenders[PER_OBJECT] = lambda: epoch_of(singly)
     with ExitStack() as stack:
         if litdata:
             contenders[LITDATA] = stack.enter_context(litdata_epochs(zones, litdata))
         else:
             print("litdata is not installed: see --litdata in the first lines of this file.")
         reached = rounds(contenders, turns)
-    for reference in list(contenders)[1:]:
+    for reference in list(contenders)[len(OURS) :]:
         table("images", reached, reference)
 
 
-def epoch_of_ours(zones: Zones) -> float:
+def epochs_of_ours(zones: Zones, epochs: int) -> float:
     """Images per second, from the name of the dataset to the last batch."""
     began = time.perf_counter()
     version = datasets.latest(zones.datasets, DATASET)
     split = datasets.load_split(zones.datasets, version, "train")
     pixels, labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
-    order = augment.generator_at(0, "order", 0)
     seen = 0
-    for index in augment.epoch_batches(len(labels), -(-len(labels) // BATCH), order):
-        augment.augmented(pixels, index, mirror=None, shift=0, generator=order)
-        seen += len(labels[index])
+    for epoch in range(epochs):
+        order = augment.generator_at(0, "order", epoch)
+        for index in augment.epoch_batches(len(labels), -(-len(labels) // BATCH), order):
+            augment.augmented(pixels, index, mirror=None, shift=0, generator=order)
+            seen += len(labels[index])
     return seen / (time.perf_counter() - began)
 
 
