@@ -7,7 +7,7 @@
     <dataset>/shards/<sha256>.safetensors pixels (shards.py), shared between versions
     <dataset>/latest.json                 what the last finished preparation returned; compare-and-swap only
     <dataset>/lease.json                  held while a version becomes complete, and while garbage is removed
-    <dataset>/quarantine/<digest>.jsonl   images that were left out, and why (prepare.py)
+    <dataset>/quarantine/<digest>.jsonl   images that were left out, and why (quarantine.py)
     <dataset>/work/…                      results of chunks of a preparation that has not finished (packing.py)
 
 - Of several preparations that reach the same content the first manifest stays, whatever the layout of its shards.
@@ -246,10 +246,12 @@ def named_keys(datasets: Store, dataset: str, cache: Path | None = None) -> set[
     """Keys of all segments and shards that the versions of a dataset and its pointer name, or ever named in them.
 
     Raises:
-        Corrupted: a manifest or a segment was altered.
+        Corrupted: a manifest, a segment or the pointer was altered.
         ObjectMissing: a segment is gone.
     """
     latest = read_latest(datasets, dataset)
+    if latest is None and datasets.head(_latest_key(dataset)) is not None:
+        raise Corrupted(f"{datasets.url}/{_latest_key(dataset)} cannot be read: prepare the dataset again.")
     named = {latest.extra} if latest and latest.extra else set()
     for folder in filter(VERSION_ID.fullmatch, datasets.folders(dataset)):
         manifest = find_manifest(datasets, dataset, folder)

@@ -32,7 +32,15 @@ from urllib.parse import urlsplit
 
 from pipeline import aliases, buckets, checkpoints, dataset_versions, packing, registry, store_check, training_runs
 from pipeline.artifacts import Record
-from pipeline.errors import Corrupted, InvalidInput, InvalidSettings, LeaseHeld, ObjectMissing, StoreError
+from pipeline.errors import (
+    Corrupted,
+    InvalidInput,
+    InvalidSettings,
+    LeaseHeld,
+    LeaseLost,
+    ObjectMissing,
+    StoreError,
+)
 from pipeline.leases import TTL_S, Lease
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.settings import ZONES, Settings, Zone
@@ -115,7 +123,7 @@ def sweep(zones: Zones, settings: Settings, limits: Limits, *, remove: bool, on_
     for number, heap in enumerate(_heaps(zones, now, limits, settings.home / "cache"), 1):
         try:
             garbage += _swept(heap, remove=remove)
-        except (Corrupted, ObjectMissing, LeaseHeld, InvalidInput) as error:
+        except (Corrupted, ObjectMissing, LeaseHeld, LeaseLost, InvalidInput) as error:
             left_alone.append(f"The {heap.name} is left alone: {error}")
         on_progress(Progress("looking for garbage", number, unit="places", note=f"{len(garbage):,} objects"))
     try:
@@ -231,12 +239,7 @@ def _run_heap(store: Store, run: str, now: datetime, limits: Limits) -> Heap:
     if training_runs.is_finished(store, run):
         return Heap(name, store, find)
 
-    def guard() -> Lease:
-        lease = training_runs.acquire(store, run, wait_s=2 * TTL_S)
-        lease.end()
-        return lease
-
-    return Heap(name, store, find, guard)
+    return Heap(name, store, find, partial(training_runs.acquire, store, run, wait_s=2 * TTL_S))
 
 
 def _find_in_dataset(store: Store, dataset: str, now: datetime, limits: Limits, cache: Path | None) -> list[Garbage]:
@@ -300,8 +303,10 @@ def _swept(heap: Heap, *, remove: bool) -> list[Garbage]:
         return found
     with heap.guard() as lease:
         found = heap.find()  # what was named meanwhile is none any more
-        # The lease of an abandoned run is garbage too, and removes itself at the end.
         _remove(heap.store, [each for each in found if each.key != lease.key], may_write=lease.check)
+        if any(each.key == lease.key for each in found):
+            # It keeps the fence for as long as a checkpoint could bear it: until everything else is gone.
+            lease.end()
     return found
 
 

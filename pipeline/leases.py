@@ -94,9 +94,10 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         try:
-            self._renew(ttl_s=0)
             if self._over:
-                self._store.delete([self._key])
+                self._remove()
+            else:
+                self._renew(ttl_s=0)
         except (LeaseLost, StoreError) as failure:
             log.warning("the lease was not released: %s", failure)
 
@@ -125,10 +126,15 @@ class Lease:
             except StoreError as error:
                 log.warning("the lease was not renewed, trying again: %s", error)
 
-    def _renew(self, ttl_s: float) -> None:
+    def _remove(self) -> None:
+        """Remove the lease while it is still held: released before, it could be a successor's by then."""
+        self._renew(self._state.ttl_s, last=True)
+        self._store.delete([self._key])
+
+    def _renew(self, ttl_s: float, *, last: bool = False) -> None:
         with self._lock:
             while not self._lost:
-                if ttl_s and self._ended.is_set():
+                if ttl_s and self._ended.is_set() and not last:
                     return  # released meanwhile
                 asked = time.monotonic()
                 found, etag = _read_lease(self._store, self._key)

@@ -60,7 +60,8 @@ class PixelFile:
         """
         try:
             for position, row in zip(positions.tolist(), rows, strict=True):
-                os.pwrite(self._file.fileno(), row.tobytes(), position * self._row)
+                if os.pwrite(self._file.fileno(), row.tobytes(), position * self._row) != self._row:
+                    raise self._unusable("the disk is full")  # the next write would have said so
         except OSError as error:
             raise self._unusable(error.strerror) from error
 

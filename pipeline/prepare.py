@@ -26,7 +26,7 @@ from pipeline import dataset_index, dataset_versions, images, packing, preparati
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig, Record
 from pipeline.dataset_index import NOTHING, Index, located_rows, pc, values
 from pipeline.dataset_versions import Prepared
-from pipeline.errors import Conflict, DatasetRejected, InvalidImage
+from pipeline.errors import Conflict, DatasetRejected, InvalidImage, LeaseLost
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.preparation import Work
 from pipeline.progress import OnProgress, Progress, silent
@@ -107,7 +107,7 @@ def prepare(
     for _ in range(ATTEMPTS - 1):
         try:
             return once(zones, dataset, config)
-        except Conflict as error:
+        except (Conflict, LeaseLost) as error:
             log.warning("preparing %s once more: %s", dataset, error)
             _clear_work(zones, dataset)
     return once(zones, dataset, config)

@@ -8,11 +8,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
+from pipeline.artifacts import utc_now
 from pipeline.errors import NotFound
 from pipeline.store import Store
 
+FRESH = timedelta(days=1)
 KEY = re.compile(r"[a-z0-9_-]+/quarantine/[0-9a-f]{16}\.jsonl")
 
 
@@ -27,8 +30,9 @@ def write(datasets: Store, dataset: str, lines: Iterable[dict[str, Any]]) -> str
     if not data:
         return None
     key = f"{dataset}/quarantine/{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
-    if datasets.head(key) is None:
-        datasets.write_once(key, data)
+    found = datasets.head(key)
+    if found is None or utc_now() - found.modified > FRESH:
+        datasets.put(key, data)  # again: its age, by which ``garbage`` goes, counts from when it was last reported
     return key
 
 

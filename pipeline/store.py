@@ -38,7 +38,7 @@ R = TypeVar("R")
 REQUEST_TIMEOUT = timedelta(seconds=30)
 """Without a byte: until the answer begins, a small upload included, and between the pieces of a body."""
 UPLOAD_TIMEOUT = timedelta(seconds=150)
-"""Until the answer to an upload of more than ``LARGE_BYTES`` begins: 16 shards of 32 MiB at once at 30 Mbit/s."""
+"""Until the answer to an upload of more than ``LARGE_BYTES`` begins: 16 images of 32 MiB at once at 30 Mbit/s."""
 LARGE_BYTES = 4 << 20
 DOWNLOAD_TIMEOUT = timedelta(minutes=15)
 """For one object as a whole, however steadily it trickles."""

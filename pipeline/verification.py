@@ -6,8 +6,8 @@
   each raw image whose etag is the one that was prepared.
 - **Others may write meanwhile.** Manifests are written last and deleted first, so that what a manifest names is there.
   A finding counts only if the object that refers to it is still there afterwards; aliases and pointers are read again.
-- Objects pass through memory a few at a time. What stays is 32 bytes for each packed image of one dataset, and one
-  version's index, as in preparation.
+- Objects pass through memory a few at a time. What stays is, of one dataset at a time, 32 bytes for each packed image,
+  one version's index as in preparation, and key, etag and digest of each raw object that is stored.
 """
 
 import hashlib
@@ -45,6 +45,7 @@ RUN_RECORD = re.compile(
 )
 ALIAS = re.compile(r"(?P<model>[^/]+)/aliases/(?P<alias>[^/]+)\.json")
 LISTING: dict[str, Any] = {"key": pa.string(), "etag": pa.binary(), "size": pa.int64()}
+FACTS = ["key", "etag", "size", "digest"]
 READINGS = 5
 """How often a pointer is read again that moved while what it pointed at was looked for."""
 
@@ -127,12 +128,13 @@ def _verify_dataset(zones: Zones, dataset: str, ledger: Ledger) -> None:
     manifests = [match for found in store.listing(dataset) if (match := DATASET_MANIFEST.fullmatch(found.key))]
     packed = _packed_digests(store, dataset, ledger)
     listing = _listing(zones.images, dataset)
-    prepared = [dataset_index.NOTHING.rows]
+    prepared = _facts(dataset_index.NOTHING.rows)
     for match in manifests:
         index = _checked_version(store, match["dataset"], match["version"], packed, ledger)
-        prepared.append(dataset_index.unchanged(index, listing).rows)
+        rows = dataset_index.unchanged(index, listing).rows
+        prepared = _facts(pa.concat_tables([prepared, rows.select(FACTS)]))
     _verify_latest(store, dataset, ledger)
-    _verify_raw_images(zones.images, pa.concat_tables(prepared), ledger)
+    _verify_raw_images(zones.images, prepared, ledger)
 
 
 def _packed_digests(store: Store, dataset: str, ledger: Ledger) -> dict[bytes, NDArray[np.uint8]]:
@@ -227,14 +229,13 @@ def _listing(images: Store, dataset: str) -> pa.Table:
     return pa.table({"key": keys, "etag": etags, "size": sizes}, schema=pa.schema(LISTING))
 
 
-def _verify_raw_images(images: Store, rows: pa.Table, ledger: Ledger) -> None:
+def _facts(rows: pa.Table) -> pa.Table:
+    """What index rows say of the bytes of raw objects, once each: versions share nearly all of it."""
+    return rows.filter(pc.is_valid(rows["digest"])).select(FACTS).group_by(FACTS).aggregate([])
+
+
+def _verify_raw_images(images: Store, facts: pa.Table, ledger: Ledger) -> None:
     """Each raw object that is still the one that was prepared has the bytes that were prepared."""
-    facts = (
-        rows.filter(pc.is_valid(rows["digest"]))
-        .select(["key", "etag", "size", "digest"])
-        .group_by(["key", "etag", "size", "digest"])
-        .aggregate([])
-    )
     columns: Any = [values(facts[name]) for name in ("key", "size")]
     objects = (StoredObject(key, size, "", UNKNOWN_TIME) for key, size in zip(*columns, strict=True))
     reading = images.read_many(objects)

@@ -51,6 +51,7 @@ class ModelWatch:
         self._settings = settings
         self._failures = 0
         self._retry_at = 0.0
+        self._failed: str | None = None
         self._stopping = threading.Event()
         # A daemon: a store that accepts connections and never answers must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="model-watch", daemon=True)
@@ -71,7 +72,7 @@ class ModelWatch:
             wanted = self._wanted()
             if self._is_live(wanted):
                 self._settle(self.state.live)
-            elif time.monotonic() >= self._retry_at or wanted != _version_of(self.state.error):
+            elif time.monotonic() >= self._retry_at or wanted != self._failed:
                 self._settle(self._loaded(wanted) if wanted else None)
         except Exception as error:  # noqa: BLE001 - whatever it is, the old model must stay and the watch go on
             self._fail(wanted, error)
@@ -108,7 +109,7 @@ class ModelWatch:
     def _settle(self, live: LiveModel | None) -> None:
         before = self.state
         self.state = WatchState(live)
-        self._failures, self._retry_at = 0, 0.0
+        self._failures, self._retry_at, self._failed = 0, 0.0, None
         if live is not before.live:
             log.info(
                 "%s %s", self._settings.model, f"is at version {live.manifest.version}" if live else "is withdrawn"
@@ -121,6 +122,7 @@ class ModelWatch:
             version = None  # a store that is away says nothing against the version
         else:
             self._failures += 1
+            self._failed = version
             wait = min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
             self._retry_at = time.monotonic() + wait
         seen = self.state.error
@@ -129,7 +131,3 @@ class ModelWatch:
             return
         log.warning("%s: %s", self._settings.model, reason)
         self.state = replace(self.state, error=SwapError(version=version, reason=reason, at=utc_now()))
-
-
-def _version_of(error: SwapError | None) -> str | None:
-    return error.version if error else None

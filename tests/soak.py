@@ -23,10 +23,9 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -47,9 +46,11 @@ INFERENCE_PORT, PREFECT_PORT = 18080, 14200
 STAGES = ("import", "prepare", "train", "evaluate", "register", "promote", "deploy")
 WRITES = frozenset({"PUT", "DELETE", "POST"})
 CHANGING = re.compile(
-    r".*/(latest|lease|deployment)\.json|[^/]+/(aliases|work|index|checkpoints|leases?)/.*|store-check/.*|.*\.tmp"
+    r".*/(latest|lease|deployment)\.json|[^/]+/(aliases|work|checkpoints|leases?)/.*|store-check/.*|.*\.tmp"
 )
 """Keys of what may be replaced or removed; all other objects are written once and stay."""
+ANSWER_S = 30.0
+"""How long a server that lives, and has a champion, may take to answer."""
 
 REFERENCE = """
 import hashlib, json, os, sys
@@ -292,24 +293,20 @@ class Soak:
 
     def answering(self) -> str | None:
         """The version that the inference server answers with; None where none is running."""
-        server = processes.find(self.settings.home, f"serving-{NAME}")
-        if server is None:
-            return None
-        url = f"http://127.0.0.1:{server.ports['http']}"
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                answer = httpx.post(f"{url}/predict", content=picture(1), timeout=10, trust_env=False)
-                break
-            except httpx.TransportError:  # it is starting, or was killed between the look and the question
-                if processes.find(self.settings.home, f"serving-{NAME}") is None or time.monotonic() > deadline:
-                    return None
-                time.sleep(0.1)
-        if answer.status_code == 503:  # it has just started and has loaded nothing yet
-            return None
-        assert answer.is_success, answer.text
-        said: Any = answer.json()
-        return str(said["model_version"] if isinstance(said, dict) else said[0]["model_version"])
+        champion = aliases.read_alias(self.zones.models, NAME, aliases.CHAMPION)
+        deadline = time.monotonic() + ANSWER_S
+        while (server := processes.find(self.settings.home, f"serving-{NAME}")) is not None:
+            with suppress(httpx.TransportError):  # it is starting, or was killed between the look and the question
+                url = f"http://127.0.0.1:{server.ports['http']}/predict"
+                answer = httpx.post(url, content=picture(1), timeout=10, trust_env=False)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # it loads
+                    assert answer.is_success, answer.text
+                    return str(answer.json()["model_version"])
+            if champion is None or champion[0].version is None:
+                return None
+            assert time.monotonic() < deadline, f"round {self.round}: a live server does not answer"
+            time.sleep(0.1)
+        return None
 
     def end(self) -> None:
         """Stop what the stages have left running."""

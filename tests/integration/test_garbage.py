@@ -1,5 +1,6 @@
 """Garbage on a real object store: removed beside running preparations and trainings, and nothing missed afterwards."""
 
+import itertools
 import json
 import random
 import secrets
@@ -34,7 +35,7 @@ from pipeline import (
     verification,
 )
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig, TrainingRun
-from pipeline.errors import Conflict, LeaseLost, TrainingStopped
+from pipeline.errors import AccessDenied, Conflict, LeaseLost, TrainingStopped
 from pipeline.garbage import Limits, Sweep
 from pipeline.images import encode_png
 from pipeline.packing import Chunk, PackedChunk
@@ -275,6 +276,53 @@ def test_nothing_is_left_behind_for_ever(
     assert swept(zones, zone_settings, GIVEN_UP).garbage == ()
     # Shards come and go with merging; each cycle alone would leave about twenty objects behind.
     assert max(counts[CYCLES // 2 :]) <= max(counts[: CYCLES // 2]) + 5
+
+
+class BreakingStore(Store):
+    """A zone that refuses one deletion, after so many others."""
+
+    def __init__(self, store: Store, deletions: int) -> None:
+        super().__init__(store._backend, store.url)  # noqa: SLF001 - the same zone, seen through a bad connection
+        self.left = deletions
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete, or refuse."""
+        for key in keys:
+            self.left -= 1
+            if self.left == -1:
+                raise AccessDenied("not this one")
+            super().delete([key])
+
+
+def test_a_removal_that_breaks_off_keeps_the_fence(zones: Zones, zone_settings: Settings) -> None:
+    """While a checkpoint of an abandoned run is left its lease is too, so that a successor's checkpoints are newer."""
+    put_pictures(zones, range(60))
+    dataset = prepare(zones, "pictures", CONFIG).version
+    with pytest.raises(TrainingStopped):
+        train.train(zones, dataset, TRAINING, device="cpu", save_every_s=0, should_stop=Countdown(3))
+    broken_off = 0
+    for deletions in itertools.count():
+        with suppress(AccessDenied):
+            swept(replace(zones, checkpoints=BreakingStore(zones.checkpoints, deletions)), zone_settings, GIVEN_UP)
+        folders = [each.key.split("/") for each in zones.checkpoints.listing()]
+        left = [rest[0] for run, *rest in folders if garbage.RUN.fullmatch(run)]
+        if not left:
+            break
+        broken_off += "checkpoints" in left
+        assert "checkpoints" not in left or "lease.json" in left
+    assert broken_off > 1
+
+
+class Countdown:
+    """A wish to stop that comes after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def __call__(self) -> bool:
+        """Whether it is time."""
+        self.left -= 1
+        return self.left < 0
 
 
 def test_unfinished_uploads_are_given_up(zones: Zones, zone_settings: Settings) -> None:

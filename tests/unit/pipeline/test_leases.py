@@ -71,6 +71,20 @@ def test_a_lease_that_ended_is_gone(store: Store) -> None:
         assert lease.fence == 1
 
 
+def test_a_lease_that_ends_is_never_free_before_it_is_gone(store: Store) -> None:
+    """Whoever waits for a lease that ends begins after its removal, with a lease of its own that nobody removes."""
+    for _ in range(20):
+        first = leases.acquire(store, KEY, "training run 0123", ttl_s=2)
+        with ThreadPoolExecutor(1) as pool:
+            with first:
+                waiting = pool.submit(leases.acquire, store, KEY, "training run 0123", ttl_s=2)
+                first.end()
+            with waiting.result() as second:
+                second.check()
+                assert lease_state(store).holder == second._state.holder  # noqa: SLF001 - who is meant
+                second.end()
+
+
 def test_a_successor_keeps_what_another_ended(store: Store) -> None:
     """A holder that was succeeded removes nothing, whatever it had meant to do at its end."""
     with leases.acquire(store, KEY, "training run 0123", ttl_s=0.3) as lease:

@@ -1,6 +1,7 @@
 """Pixels in a local file, read as an array."""
 
 import os
+import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -82,3 +83,15 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(InvalidInput, match=rf"cannot hold .* \({os.strerror(28)}\)"):
             file.write(np.arange(3), np.zeros((3, 2, 2, 1), np.uint8))
+
+
+def test_half_a_row_is_a_full_disk(tmp_path: Path) -> None:
+    """A write that the system cuts short ends with the sentence of a full disk, never with an image of zeros."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with PixelFile(tmp_path, (2, 4, 4, 1)) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24, before[1]))  # one row of 16 bytes and half of the next
+        try:
+            with pytest.raises(InvalidInput, match="the disk is full"):
+                file.write(np.array([0, 1]), np.ones((2, 4, 4, 1), np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
