@@ -566,7 +566,7 @@ def test_a_frozen_store_can_be_stopped(home: Path) -> None:
         waiting = pool.submit(embedded_store.up, home, spare_port())
         time.sleep(1)
         assert embedded_store.down(home)
-        assert not psutil.pid_exists(service.pid)
+        assert not processes.alive(service)
         assert waiting.result() == embedded_store.status(home)
 
 
