@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from pydantic import SecretStr
 
-from pipeline import datasets, embedded_store, processes, registry
+from benchmarks.own_store import credentials, own_store
+from pipeline import datasets, inference_server, processes, registry
 from pipeline.artifacts import DatasetVersion, GateConfig, ModelVersion, PrepareConfig, TrainConfig, TrainingRun
 from pipeline.buckets import create_buckets
-from pipeline.deploy import SERVICE, deploy, stop_local
+from pipeline.deploy import deploy
 from pipeline.errors import TrainingStopped
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -89,7 +89,7 @@ class Meter:
         return found
 
     def _cpu(self) -> float:
-        servers = [each.pid for each in processes.running(self._home) if each.name.startswith(SERVICE)]
+        servers = [each.pid for each in processes.running(self._home) if each.name.startswith(inference_server.SERVICE)]
         times = [psutil.Process(pid).cpu_times() for pid in servers]
         return time.process_time() + sum(each.user + each.system for each in times)
 
@@ -98,7 +98,7 @@ def main() -> None:
     """Run the route at every size, and print the tables."""
     logging.getLogger("pipeline").setLevel(logging.ERROR)
     runs: dict[tuple[int, int], list[dict[str, list[Cost]]]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder, store(Path(folder)) as (settings, proxy):
+    with store() as (settings, proxy):
         for number in range(ROUNDS):
             for images, classes in [*((size, CLASSES) for size in SIZES), (SIZES[1], MORE_CLASSES)]:
                 meter = Meter(proxy, settings.home)
@@ -110,24 +110,18 @@ def main() -> None:
 
 
 @contextmanager
-def store(folder: Path) -> Iterator[tuple[Settings, subprocess.Popen[str]]]:
+def store() -> Iterator[tuple[Settings, subprocess.Popen[str]]]:
     """An embedded store behind a proxy: settings for both, and the proxy."""
-    found = embedded_store.up(folder / "home")
-    create_buckets(found.endpoint, found.access_key_id, found.secret_access_key, found.region, [BUCKET])
-    with subprocess.Popen([sys.executable, str(PROXY), found.endpoint], stdin=PIPE, stdout=PIPE, text=True) as proxy:
-        settings = Settings(
-            home=folder / "home",
-            s3_endpoint=heard(proxy),
-            s3_access_key_id=SecretStr(found.access_key_id),
-            s3_secret_access_key=SecretStr(found.secret_access_key),
-            s3_region=found.region,
-        )
-        try:
-            yield settings, proxy
-        finally:
-            stop_local(settings)
-            proxy.terminate()
-            embedded_store.down(settings.home)
+    with own_store() as direct:
+        at = direct.s3_endpoint or ""
+        create_buckets(at, *credentials(direct), direct.s3_region, [BUCKET])
+        with subprocess.Popen([sys.executable, str(PROXY), at], stdin=PIPE, stdout=PIPE, text=True) as proxy:
+            settings = direct.model_copy(update={"s3_endpoint": heard(proxy)})
+            try:
+                yield settings, proxy
+            finally:
+                inference_server.down(settings)
+                proxy.terminate()
 
 
 def heard(proxy: subprocess.Popen[str]) -> str:
@@ -145,7 +139,7 @@ def route(meter: Meter, zones: Zones, settings: Settings, images: int, classes: 
     made = export(zones, again), evaluate(zones, again)
     challenger = registry.register(zones.checkpoints, zones.models, "noise", *made)
     _go_live(meter, zones, settings, challenger, "next")
-    stop_local(settings)
+    inference_server.down(settings)
 
 
 def _prepared(meter: Meter, zones: Zones, folder: Path, images: int, classes: int) -> DatasetVersion:

@@ -14,7 +14,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +26,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.own_store import own_store, rounds, table
-from pipeline import images, prefect_server, processes
+from pipeline import images, inference_server, prefect_server, processes
 from pipeline.artifacts import GateConfig, PrepareConfig, TrainConfig
-from pipeline.deploy import stop_local
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones
+from pipeline.zones import Zones, open_zones, reachable
 
 BASES = 64
 """Different pictures; the others are these with other bytes behind their end, so that each must be decoded."""
@@ -84,19 +83,19 @@ def prefect(settings: Settings) -> Iterator[None]:
         os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
         yield
     finally:
-        stop_local(settings)
+        inference_server.down(settings)
         processes.stop(settings.home, prefect_server.SERVER)
 
 
 def whole_route(epochs: int) -> None:
     """One run of the pipeline, and how much of it was not work."""
-    from pipeline import flows  # noqa: PLC0415 - Prefect reads its environment when it is imported
+    from pipeline import flows, prefect_runs  # noqa: PLC0415 - Prefect reads its environment when it is imported
 
     training = TrainConfig(epochs=epochs)
     gate = GateConfig(minimum_accuracy=0.0)
-    with work_of(flows) as work:
+    with work_of(flows, opening={reachable, prefect_runs.opened}) as work:
         begun = time.perf_counter()
-        flows.run_pipeline("small", training=training, gate=gate)
+        prefect_runs.run_here(flows.pipeline("small", training=training, gate=gate))
         seconds = time.perf_counter() - begun
     rest = seconds - work.seconds
     print(f"pipeline: {seconds:.1f} s, of which {work.seconds:.1f} s are work and {rest:.2f} s are not")
@@ -104,13 +103,12 @@ def whole_route(epochs: int) -> None:
 
 
 @contextmanager
-def work_of(flows: Any) -> Iterator[Work]:
-    """Count what runs in the flows' threads meanwhile, except the opening of the store.
+def work_of(flows: Any, opening: Collection[Callable[..., Any]]) -> Iterator[Work]:
+    """Count what runs in the flows' threads meanwhile, except the ``opening`` of the store.
 
     A preparation's thread waits for the tasks that pack; of those only their own threads count.
     """
     work, in_thread, pack_images = Work(), asyncio.to_thread, flows.pack_images
-    opening = {flows.reachable, flows.opened}
 
     async def counted(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
@@ -139,7 +137,7 @@ def both_ways(
     """The same preparation of ``count`` images from nothing, bare and in a flow, with as many threads."""
     from pipeline import flows  # noqa: PLC0415 - Prefect reads its environment when it is imported
 
-    threads, cache = settings.decode_threads, settings.home / "cache"
+    threads, cache = settings.decode_threads, settings.cache
     ways: dict[str, Callable[[], object]] = {
         "bare": partial(prepare, zones, dataset, config, decode_threads=threads, cache=cache),
         "in a flow": lambda: asyncio.run(flows.prepare_flow(dataset, config)),

@@ -111,10 +111,13 @@ class DatasetVersion(Record):
     counts: dict[Split, int]
 
 
+Architecture = Literal["small_resnet", "resnet18", "mobilenet_v3_small"]
+
+
 class TrainConfig(Record):
     """What a person can choose about training; all of it is part of a training run's identity."""
 
-    architecture: Literal["small_resnet", "resnet18", "mobilenet_v3_small"] = Field(
+    architecture: Architecture = Field(
         "small_resnet", description="small_resnet for images up to 64 pixels; the others for larger ones."
     )
     width: int | None = Field(

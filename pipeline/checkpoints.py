@@ -1,7 +1,7 @@
 """Checkpoints of a training run: written, found again, and cleared away.
 
 - One checkpoint is a folder ``<run>/checkpoints/<fence>-<step>/`` with the tensors (``state.safetensors``) and, written
-  last, ``checkpoint.json``, which names their SHA-256 and carries its own digest: a folder without it does not count,
+  last, ``checkpoint.json``, which names their SHA-256 and is sealed: a folder without it does not count,
   and one that was altered is passed over for the one before. No pickle.
 - The fence (see ``training_runs``) keeps two processes out of each other's folders; the newest checkpoint is the one
   with the highest fence, then the highest step.
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import safetensors.torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.artifacts import EpochMetrics, Record, StoredFile, TrainingRun, digest_of
+from pipeline.artifacts import EpochMetrics, Record, StoredFile, TrainingRun
 from pipeline.errors import Corrupted, ObjectMissing
+from pipeline.sealing import sealed, unsealed
 from pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ class Checkpoint(Record):
         settings: numbers of the optimizer and the gradient scaler, as they give them.
         environment: libraries, machine type and threads; the same ones continue bit for bit.
         state: the tensors.
-        digest: of all other fields.
     """
 
     run: str
@@ -77,11 +76,6 @@ class Checkpoint(Record):
     settings: dict[str, Any]
     environment: dict[str, str]
     state: StoredFile | None = None
-    digest: str = ""
-
-    def sealed(self) -> "Checkpoint":
-        """This checkpoint with the digest of its other fields."""
-        return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json", exclude={"digest"}))})
 
 
 def manifest_key(run: str, fence: int, step: int) -> str:
@@ -110,7 +104,7 @@ def save(store: Store, checkpoint: Checkpoint, tensors: Tensors, *, may_write: C
     may_write()
     store.put(state_key, data)
     may_write()
-    store.put(key, checkpoint.model_copy(update={"state": state}).sealed().to_json())
+    store.put(key, sealed(checkpoint.model_copy(update={"state": state}), key))
     return key
 
 
@@ -137,12 +131,11 @@ def parsed(store: Store, key: str, data: bytes) -> tuple[Checkpoint, StoredFile]
         Corrupted: it was altered, or is another checkpoint's.
     """
     try:
-        checkpoint = Checkpoint.from_json(data)
-    except ValidationError as error:
-        raise Corrupted(f"{store.url}/{key} is not a checkpoint of this program.") from error
-    own_key = manifest_key(checkpoint.run, checkpoint.fence, checkpoint.position.step)
-    if checkpoint != checkpoint.sealed() or checkpoint.state is None or key != own_key:
-        raise Corrupted(f"{store.url}/{key} was altered or moved there after it was written.")
+        checkpoint = unsealed(Checkpoint, data, key)
+    except Corrupted as error:
+        raise Corrupted(f"{store.url}/{key} is no checkpoint: {error}.") from error
+    if checkpoint.state is None:
+        raise Corrupted(f"{store.url}/{key} names no tensors.")
     return checkpoint, checkpoint.state
 
 

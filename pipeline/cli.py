@@ -12,19 +12,21 @@ from typing import Annotated
 import typer
 
 from pipeline import aliases, cli_models, cli_store, console, fashion_mnist, registry, sources
-from pipeline.artifacts import PrepareConfig, TrainingRun
+from pipeline.artifacts import Architecture, PrepareConfig, TrainingRun
 from pipeline.cli_options import (
     Allow,
-    Architecture,
     BatchSize,
     Dataset,
     Epochs,
     Fresh,
     Json,
     LearningRate,
+    Limit,
     Margin,
     MinimumAccuracy,
     Model,
+    ModelName,
+    Run,
     Seed,
     Size,
     Version,
@@ -75,7 +77,7 @@ def options(
 def import_(
     source: Annotated[str, typer.Argument(help="A folder (<class>/<image>, or with a labels.csv), or fashion-mnist.")],
     dataset: Annotated[str | None, typer.Option(help="Name of the dataset; by default the folder's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")] = None,
+    limit: Limit = None,
     exact: Annotated[bool, typer.Option("--exact", help="Leave out what is stored, but not in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -126,7 +128,7 @@ def prepare(
             dataset,
             config,
             decode_threads=settings.decode_threads,
-            cache=settings.home / "cache",
+            cache=settings.cache,
             on_progress=on_progress,
         )
     console.show_record(result, as_json=as_json, lines=step.summary(result))
@@ -188,7 +190,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A training run's id, or a dataset's name for its newest run.")],
+    run: Run,
     as_json: Json = False,
 ) -> None:
     """Judge a training run's best weights on the test split and write the report page."""
@@ -203,8 +205,8 @@ def evaluate(
 
 @app.command()
 def register(
-    run: Annotated[str, typer.Argument(help="A training run's id, or a dataset's name for its newest run.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model; by default the dataset's.")] = None,
+    run: Run,
+    model: ModelName = None,
     as_json: Json = False,
 ) -> None:
     """Export and evaluate a training run, and register the result as a model version."""
@@ -262,18 +264,18 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
 ) -> None:
     """Answer over HTTP with a model's champion, in the foreground."""
-    from pipeline.deploy import serving_environ
+    from pipeline import inference_server
 
     settings, zones = open_all()
     aliases.resolve(zones.models, model, aliases.CHAMPION)  # a name misspelled would be waited for otherwise
-    environ = serving_environ(settings, model, port or settings.inference_port, os.environ, host=host)
+    environ = inference_server.environ(settings, model, port or settings.inference_port, os.environ, host=host)
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environ)  # noqa: S606 - this very interpreter
 
 
 @app.command()
 def run(
     dataset: Dataset = fashion_mnist.NAME,
-    model: Annotated[str | None, typer.Option(help="Name of the model; by default the dataset's.")] = None,
+    model: ModelName = None,
     size: Size = "auto",
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -293,25 +295,27 @@ def run(
     training = train_config(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     gate = gate_config(minimum_accuracy=minimum_accuracy, margin=margin, allow=tuple(allow or ()))
     prefect_server.use(settings.home, prefect_server.url(settings.home))
-    from pipeline import flows
+    from pipeline import flows, prefect_runs
 
-    result = flows.run_pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
+    result = prefect_runs.run_here(
+        flows.pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
+    )
     console.show_record(result, as_json=as_json, lines=flows.summary(result))
 
 
 @app.command(hidden=True)
 def serve_flows() -> None:
     """Run deployments that are started from the Prefect UI; the demo keeps one such process."""
-    from pipeline import flows
+    from pipeline import flows, prefect_runs
 
-    asyncio.run(flows.serve())
+    asyncio.run(prefect_runs.serve(flows.FLOWS))
 
 
 @app.command()
 def demo(
     images: Annotated[Path | None, typer.Option(help="A folder of <class>/<image>, instead of Fashion-MNIST.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return, and leave everything running.")] = False,
-    limit: Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")] = None,
+    limit: Limit = None,
     stop: Annotated[bool, typer.Option("--stop", help="Stop everything that runs.")] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Stop everything and remove what is stored.")] = False,
 ) -> None:

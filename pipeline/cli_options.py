@@ -1,7 +1,6 @@
 """Options and openings that the commands share."""
 
 import os
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +13,10 @@ from pipeline.zones import Zones, open_zones, reachable
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dataset = Annotated[str, typer.Argument(help="Name of the dataset.")]
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
+Run = Annotated[str, typer.Argument(help="A training run's id, or a dataset's name for its newest run.")]
+ModelName = Annotated[str | None, typer.Option(help="Name of the model; by default the dataset's.")]
 Version = Annotated[str | None, typer.Option(help="A version's id; by default the newest.")]
-Architecture = StrEnum(
-    "Architecture", {"small_resnet": "small_resnet", "resnet18": "resnet18", "mobilenet_v3_small": "mobilenet_v3_small"}
-)
+Limit = Annotated[int | None, typer.Option(min=20, help="Only so many images of Fashion-MNIST.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images per optimizer step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak of the learning-rate schedule.")]
@@ -67,7 +66,11 @@ def gate_config(**options: Any) -> GateConfig:
 
 
 def training_run(zones: Zones, name: str) -> TrainingRun:
-    """The finished training run of that id, or the newest one of a dataset of that name."""
+    """The finished training run of that id, or the newest one of a dataset of that name.
+
+    Raises:
+        NotFound: there is neither.
+    """
     from pipeline import training_runs
 
     try:

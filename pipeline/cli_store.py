@@ -80,9 +80,9 @@ def store_gc(
     as_json: Json = False,
 ) -> None:
     """List what nothing refers to, or remove it."""
-    from pipeline import garbage
+    from pipeline import garbage, unreferenced
 
-    limits = garbage.Limits(
+    limits = unreferenced.Limits(
         older_than=timedelta(hours=older_than),
         quarantine=timedelta(days=quarantine_days),
         abandoned=None if abandoned_days is None else timedelta(days=abandoned_days),
@@ -94,7 +94,7 @@ def store_gc(
         console.say(f"safelight: {sentence}")
     console.show_record(swept, as_json=as_json, lines=garbage.summary(swept))
     if delete and caches:
-        files, size = file_cache.clear(settings.home / "cache")
+        files, size = file_cache.clear(settings.cache)
         console.say(f"safelight: {files:,} files of the local cache removed ({size:,} bytes).")
 
 

@@ -150,9 +150,7 @@ def read_segments(datasets: Store, dataset: str, segments: Sequence[Segment], ca
     return dataset_index.resolve([_read_segment(datasets, dataset, segment, cache) for segment in segments])
 
 
-def scan_rows(
-    datasets: Store, dataset: str, segments: Sequence[Segment], columns: Sequence[str], cache: Path | None = None
-) -> Iterator[pa.Table]:
+def scan_rows(datasets: Store, dataset: str, segments: Sequence[Segment], columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows that ``read_segments`` gives, some columns of them, a few thousand at a time and in no order.
 
     Only the keys of newer segments are held meanwhile, which override those of older ones.
@@ -165,7 +163,7 @@ def scan_rows(
     for number, segment in reversed([*enumerate(segments)]):
         overridden = pa.chunked_array(newer, pa.string()).combine_chunks()
         for rows in dataset_index.scan(
-            _segment_bytes(datasets, dataset, segment, cache), sorted({"key", "etag", *columns})
+            _segment_bytes(datasets, dataset, segment, None), sorted({"key", "etag", *columns})
         ):
             if number:
                 newer += rows["key"].chunks

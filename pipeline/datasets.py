@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,8 +26,9 @@ from pipeline.errors import Corrupted, NotFound
 from pipeline.images import encode_png
 from pipeline.pixel_file import PixelFile
 from pipeline.progress import OnProgress, Progress, silent
+from pipeline.raw import read_raw
 from pipeline.shards import DIGEST_BYTES, read_shard, shard_key
-from pipeline.store import Store, StoredObject
+from pipeline.store import Store
 
 __all__ = [
     "DatasetManifest",
@@ -48,7 +48,6 @@ FEW_SHARDS = 1
 """At once, where pixels shall not be in memory."""
 BLOCK_IMAGES = 1024
 BLOCK_BYTES = 64 << 20
-UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 
 Keep: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 """Takes positions (n,) and the pixels that belong there, uint8 (n, height, width, channels)."""
@@ -97,7 +96,7 @@ def find(datasets: Store, dataset: str, version: str) -> DatasetVersion:
     return read_manifest(datasets, dataset, version).version
 
 
-def read_index(datasets: Store, version: DatasetVersion, cache: Path | None = None) -> pa.Table:
+def read_index(datasets: Store, version: DatasetVersion) -> pa.Table:
     """All rows of a version's index (``dataset_index.SCHEMA``), by key, unused images among them.
 
     Raises:
@@ -105,7 +104,7 @@ def read_index(datasets: Store, version: DatasetVersion, cache: Path | None = No
         Corrupted: a part of it was altered.
     """
     manifest = read_manifest(datasets, version.dataset, version.version)
-    return dataset_versions.read_segments(datasets, version.dataset, manifest.segments, cache).rows
+    return dataset_versions.read_segments(datasets, version.dataset, manifest.segments).rows
 
 
 def split_digests(datasets: Store, version: DatasetVersion, split: Split) -> set[bytes]:
@@ -207,12 +206,8 @@ def _distinct(rows: pa.Table) -> pa.Table:
 
 def _encoded(images: Store, datasets: Store, version: DatasetVersion, rows: pa.Table) -> Iterator[tuple[bytes, bytes]]:
     digests: list[bytes] = values(rows["digest"])
-    sizes = zip(values(rows["key"]), values(rows["size"]), strict=True)
-    found = {}
-    objects = (StoredObject(key, size, "", UNKNOWN_TIME) for key, size in sizes)
-    for digest, (_, data) in zip(digests, images.read_many(objects), strict=True):
-        if data is not None and hashlib.sha256(data).digest() == digest:
-            found[digest] = data
+    stored = zip(digests, read_raw(images, values(rows["key"]), values(rows["size"])), strict=True)
+    found = {digest: data for digest, data in stored if data is not None and hashlib.sha256(data).digest() == digest}
     lost = rows.filter(pa.array([digest not in found for digest in digests]))
     for digest, pixels in zip(values(lost["digest"]), _read_pixels(datasets, version, lost, silent), strict=True):
         found[digest] = encode_png(pixels)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from pipeline import console, datasets, embedded_store, fashion_mnist, prefect_server, processes, sources
-from pipeline.artifacts import GateConfig
+from pipeline.artifacts import DatasetVersion, GateConfig
 from pipeline.errors import DeployFailed, InvalidInput
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 QUESTIONS = 100
 """About how many images of the test split the finished server is asked."""
-
-
 FOLDERS = ("cache", "demo", "downloads", "logs", "prefect", "run", "store")
 """All that Safelight makes in its home; the home itself may be a folder with other things in it."""
 
@@ -74,14 +72,9 @@ def demo(settings: Settings, images: Path | None, *, detach: bool, limit: int | 
 
 def stop(settings: Settings) -> None:
     """Stop every process of this home; what is stored stays."""
-    stopped = []
     # In the order of who needs whom: the store goes last.
-    names = [service.name for service in processes.running(settings.home)]
-    for name in sorted(names, key=_stopping_order):
-        done = (
-            embedded_store.down(settings.home) if name == embedded_store.NAME else processes.stop(settings.home, name)
-        )
-        stopped += [name] if done else []
+    names = sorted((service.name for service in processes.running(settings.home)), key=_stopping_order)
+    stopped = [name for name in names if _stopped(settings.home, name)]
     console.say(f"safelight: stopped {', '.join(stopped)}." if stopped else "safelight: nothing was running.")
 
 
@@ -116,15 +109,17 @@ def stopping_at_the_end(settings: Settings) -> Iterator[None]:
         raise
 
 
-def ask(settings: Settings, zones: Zones, result: "PipelineResult", count: int) -> Answers:
-    """Send raw images of the test split to the live server, as a person would."""
-    assert result.deployment is not None  # noqa: S101 - for the type checker; the caller looked
-    version = result.dataset_version
+def ask(settings: Settings, zones: Zones, version: DatasetVersion, url: str, count: int) -> Answers:
+    """Send about ``count`` raw images of the test split to the live server at ``url``, as a person would.
+
+    Raises:
+        DeployFailed: it refused one.
+    """
     truth = datasets.labels_of(zones.datasets, version, "test")
     chosen = sorted(truth)[:: max(1, len(truth) // count)]
     right = 0
     sample, sample_label = b"", ""
-    with httpx.Client(base_url=result.deployment.url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=30) as client:
         for digest, encoded in datasets.encoded_images(zones.images, zones.datasets, version, chosen):
             answer = client.post("/predict", content=encoded)
             if not answer.is_success:
@@ -148,7 +143,8 @@ def _run_and_show(settings: Settings, images: Path | None, limit: int | None, be
     _show_result(result, {"start": started_s, "import": imported_s} | result.seconds)
     _show_addresses(result, prefect, settings)
     if result.deployment is not None:
-        _show_answers(result, ask(settings, zones, result, QUESTIONS))
+        url = result.deployment.url
+        _show_answers(ask(settings, zones, result.dataset_version, url, QUESTIONS), url)
     console.out(f"\nDone in {time.monotonic() - begun:.0f} s.")
 
 
@@ -184,12 +180,12 @@ def _import(settings: Settings, zones: Zones, images: Path | None, limit: int | 
 
 def _run_flow(settings: Settings, prefect: str, dataset: str, *, strangers: bool) -> "PipelineResult":
     prefect_server.use(settings.home, prefect)
-    from pipeline import flows  # noqa: PLC0415 - Prefect reads its environment when it is imported
+    from pipeline import flows, prefect_runs  # noqa: PLC0415 - Prefect reads its environment when it is imported
 
     # Whatever a stranger's first model is worth, it should be seen answering; the report says how good it is.
     gate = GateConfig(minimum_accuracy=0.0) if strangers else GateConfig()
     try:
-        result = flows.run_pipeline(dataset, gate=gate)
+        result = prefect_runs.run_here(flows.pipeline(dataset, gate=gate))
     finally:
         # A demo that failed stops the server at once; the runs' last lines should have reached it by then.
         for handler in logging.getLogger("prefect.flow_runs").handlers:
@@ -218,13 +214,16 @@ def _show_addresses(result: "PipelineResult", prefect: str, settings: Settings) 
         console.out(f"report           {url}/v2/models/{version.model}/versions/{version.version}/report")
 
 
-def _show_answers(result: "PipelineResult", answers: Answers) -> None:
-    assert result.deployment is not None  # noqa: S101 - for the type checker; the caller looked
+def _show_answers(answers: Answers, url: str) -> None:
     console.out(f"over HTTP        {answers.right} of {answers.asked} test images answered right")
     near = answers.sample.is_relative_to(Path.cwd())
     sample = shlex.quote(str(answers.sample.relative_to(Path.cwd()) if near else answers.sample))
     console.out(f"\nTry it (this one is {answers.sample_label!r}):")
-    console.out(f"  curl --data-binary @{sample} {result.deployment.url}/predict")
+    console.out(f"  curl --data-binary @{sample} {url}/predict")
+
+
+def _stopped(home: Path, name: str) -> bool:
+    return embedded_store.down(home) if name == embedded_store.NAME else processes.stop(home, name)
 
 
 def _stopping_order(name: str) -> int:

@@ -9,13 +9,10 @@
   proven itself before, and that this call did not put there, is left alone: the fault is then in the surroundings, and
   a wrong URL must not take a good model away from every other server. ``deployment.json`` beside the model remembers.
 - Killed at any point and repeated, it goes on: each part looks first whether it is done.
-- A server that nobody named is started on this machine, one for each model. It is stopped and started again if it runs
-  with other settings than it would be given now (an embedded store that moved to another port, say).
+- Which server is asked, and how one is started on this machine, is in ``inference_server``.
 """
 
 import io
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,23 +22,20 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
-from pipeline import aliases, datasets, processes, registry
+from pipeline import aliases, datasets, inference_server, registry
 from pipeline.aliases import CHAMPION
 from pipeline.artifacts import Deployment, ModelVersion
 from pipeline.errors import DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
+from pipeline.inference_server import Server
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.registry import ModelManifest
-from pipeline.settings import PREFIX, SERVING_PREFIX, Settings
+from pipeline.settings import PREFIX, Settings
 from pipeline.store import Store
-from pipeline.zones import Zones, reachable
+from pipeline.zones import Zones
 
-SERVICE = "serving-"
-"""Begins the name of each local inference server; the model's name follows."""
 PREDICTIONS = "predictions.parquet"
 PROOF = "deployment.json"
 SMOKE_IMAGES = 32
@@ -52,20 +46,11 @@ LARGEST_DIFFERENCE = 1e-4
 CLEAR_GAP = 2e-4
 """Between the evaluation's two most probable classes, above which the server's label must be the same."""
 READY_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 60.0
 FAILURE_GRACE_S = 3.0
 """How long a server may say that it cannot load the version before that is believed; it tries again meanwhile."""
 BACK_TIMEOUT_S = 5.0
 """How long a server may take to go back to the old version before a failed deployment says that it has not."""
 POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """An inference server; ``log`` says where its log is."""
-
-    url: str
-    log: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +91,7 @@ def deploy(
     moved = _point_alias(zones.models, version)
     server = None
     try:
-        server = find_server(settings, version.model)
+        server = inference_server.up(settings, version.model)
         with _asking(server) as client:
             _wait_for(client, version.model, version.version, timeout_s)
             _prove(client, questions, manifest, on_progress)
@@ -115,50 +100,6 @@ def deploy(
     deployment = Deployment(model_version=version, url=server.url, smoke_images=len(questions))
     zones.models.put(_proof_key(manifest), deployment.to_json())
     return deployment
-
-
-def find_server(settings: Settings, model: str) -> Server:
-    """The inference server that the settings name, else this machine's own for ``model``, started if need be.
-
-    Raises:
-        LocalServiceFailed: it could not be started.
-    """
-    if settings.inference_url is not None:
-        return Server(settings.inference_url.rstrip("/"), "where that server runs")
-    settings = reachable(settings)
-    service = processes.until_listening(
-        lambda: _started(settings, model), lambda started: _is_up(_local_url(started)), START_TIMEOUT_S
-    )
-    return Server(_local_url(service), service.log)
-
-
-def stop_local(settings: Settings) -> list[str]:
-    """Stop the inference servers that were started on this machine; the names of those that ran."""
-    names = [service.name for service in processes.running(settings.home) if service.name.startswith(SERVICE)]
-    return [name for name in names if processes.stop(settings.home, name)]
-
-
-def serving_environ(
-    settings: Settings, model: str, port: int, surroundings: Mapping[str, str], *, host: str = "127.0.0.1"
-) -> dict[str, str]:
-    """The whole environment of an inference server: ``surroundings``, with what ``settings`` say in place of ours.
-
-    Credentials travel in it, since a process's environment is its user's own while its arguments are everybody's.
-    """
-    kept = {
-        name: value
-        for name, value in surroundings.items()
-        if not name.startswith(PREFIX) or name.startswith(SERVING_PREFIX)
-    }
-    for pinned in ("ALIAS", "VERSION"):  # the server must follow what this step moves
-        kept.pop(SERVING_PREFIX + pinned, None)
-    given = settings.model_dump(exclude_defaults=True, exclude_none=True)
-    return kept | {
-        **{PREFIX + name.upper(): _text(value) for name, value in given.items()},
-        f"{SERVING_PREFIX}MODEL": model,
-        f"{SERVING_PREFIX}HOST": host,
-        f"{SERVING_PREFIX}PORT": str(port),
-    }
 
 
 def smoke_set(zones: Zones, manifest: ModelManifest, count: int = SMOKE_IMAGES) -> list[Question]:
@@ -229,45 +170,6 @@ def _point_alias(models: Store, version: ModelVersion) -> bool:
     etag = found[1] if found else None
     aliases.set_alias(models, version.model, CHAMPION, version.version, reason="deployed", expected=etag)
     return True
-
-
-def _started(settings: Settings, model: str) -> processes.Service:
-    """The local server of ``model``, running with these settings."""
-    name = SERVICE + model
-    found = processes.find(settings.home, name)
-    port = found.ports["http"] if found else processes.free_port(settings.inference_port)
-    environ = serving_environ(settings, model, port, os.environ)
-    if found and _ours(_environ_of(found.pid)) != _ours(environ):
-        processes.stop(settings.home, name)
-    # -P: what happens to be called "serving" in the working folder is not ours.
-    command = [sys.executable, "-P", "-m", "serving"]
-    return processes.start(settings.home, name, command, env=environ, ports={"http": port})
-
-
-def _local_url(service: processes.Service) -> str:
-    return f"http://127.0.0.1:{service.ports['http']}"
-
-
-def _environ_of(pid: int) -> dict[str, str]:
-    try:
-        return psutil.Process(pid).environ()
-    except psutil.Error:
-        return {}
-
-
-def _ours(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if name.startswith(PREFIX)}
-
-
-def _text(value: Any) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v2/health/live", timeout=2, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 @contextmanager

@@ -1,38 +1,23 @@
-"""The flows: the only file that knows Prefect. Read ``pipeline`` and you know the whole route.
+"""The route: read ``pipeline`` and you know the whole of it. How a run behaves in Prefect is in ``prefect_runs``.
 
 - Each stage also has a flow of its own, which runs by itself against what the store holds: its parameters are names and
   configurations, never data. ``pipeline`` runs the same tasks in one run: a flow inside a flow costs half a second, and
   two more where SQLite refuses the server to write twice at once.
 - Flows and tasks are asynchronous and coarse, and the work is done in plain threads: an empty synchronous flow costs
   more than a second, and a task per image would cost more than the images.
-- Retries sit on tasks that touch the network, and only a store that stayed away for all of its patience is asked once
-  more: repeating a person's mistake does not mend it, and retries within retries would add up. The state of a failed
-  run says what was wrong, in the sentence that a person would read.
+- Retries sit on tasks that touch the network.
 """
 
 import asyncio
-import functools
-import logging
-import os
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any
 
-from prefect import State, Task, aserve, flow, get_run_logger, task
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
-from prefect.states import Failed
-from prefect.types.entrypoint import EntrypointType
-from prefect.utilities.annotations import quote
-from prefect.utilities.callables import ParameterSchema
 from pydantic import Field
 
-from pipeline import aliases, deploy, packing, patience, prepare, promote, registry, report, stages, training_runs
+from pipeline import aliases, deploy, packing, prepare, promote, registry, stages, training_runs
 from pipeline.artifacts import (
     DatasetVersion,
     Deployment,
@@ -47,15 +32,17 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
-from pipeline.errors import SafelightError, StoreUnavailable
 from pipeline.packing import Chunk, PackedChunk
-from pipeline.progress import plain_lines
-from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones, reachable
-
-RUNS_AT_ONCE = 4
-P = ParamSpec("P")
-R = TypeVar("R")
+from pipeline.prefect_runs import (
+    Stopwatch,
+    as_tasks,
+    in_thread,
+    network_task,
+    one_sentence_flow,
+    publish,
+    say,
+    surroundings,
+)
 
 DatasetName = Annotated[Name, Field(description="Name of the dataset, as it was imported.")]
 ModelName = Annotated[Name | None, Field(description="Name of the model; by default the dataset's.")]
@@ -74,59 +61,7 @@ class PipelineResult(Record):
     seconds: dict[str, float]
 
 
-def failing_in_one_sentence(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make the state message of a failed run the sentence of its error; a caller still gets the error itself."""
-
-    @functools.wraps(body)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await body(*args, **kwargs)
-        except SafelightError as error:
-            # Prefect takes a returned state as the run's own, and raises its data where the flow was called.
-            return Failed(message=str(error), data=error)  # type: ignore[return-value]
-
-    return run
-
-
-async def is_store_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task deserves another try."""
-    error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, StoreUnavailable)
-
-
-def network_task(
-    **options: Any,
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """A task that touches the object store or a server; while it waits for one, the run's log says so too."""
-
-    def decorated(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
-        @functools.wraps(body)
-        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with waits_told(get_run_logger()):
-                return await body(*args, **kwargs)
-
-        return task(retries=1, retry_delay_seconds=5, retry_condition_fn=is_store_away, **options)(run)
-
-    return decorated
-
-
-@contextmanager
-def waits_told(run_log: logging.Logger | logging.LoggerAdapter[Any]) -> Iterator[None]:
-    """Say in a run's log, and nowhere else, what is said of waiting for the store, from whichever thread."""
-    handler = logging.Handler()
-    handler.emit = lambda record: run_log.warning("%s", record.getMessage())  # type: ignore[method-assign]
-    waiting = logging.getLogger(patience.__name__)
-    waiting.addHandler(handler)
-    waiting.propagate = False
-    try:
-        yield
-    finally:
-        waiting.removeHandler(handler)
-        waiting.propagate = not waiting.handlers
-
-
-@flow(name="pipeline", flow_run_name="{dataset}: from images to a live model")
-@failing_in_one_sentence
+@one_sentence_flow(name="pipeline", flow_run_name="{dataset}: from images to a live model")
 async def pipeline(  # noqa: PLR0917 - they are a form in the UI
     dataset: DatasetName = "fashion-mnist",
     model: ModelName = None,
@@ -156,21 +91,7 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
     )
 
 
-def run_pipeline(*args: Any, **kwargs: Any) -> PipelineResult:
-    """Run ``pipeline`` in this process, where SIGTERM is what Ctrl-C is.
-
-    Raises:
-        KeyboardInterrupt: one of the two came.
-    """
-    try:
-        result: PipelineResult = asyncio.run(pipeline(*args, **kwargs))
-    except TerminationSignal as signal:
-        raise KeyboardInterrupt from signal
-    return result
-
-
-@flow(name="prepare", flow_run_name="prepare {dataset}")
-@failing_in_one_sentence
+@one_sentence_flow(name="prepare", flow_run_name="prepare {dataset}")
 async def prepare_flow(
     dataset: DatasetName = "fashion-mnist",
     config: PrepareConfig = PrepareConfig(),  # noqa: B008 - frozen
@@ -179,8 +100,7 @@ async def prepare_flow(
     return await prepare_dataset(dataset, config)
 
 
-@flow(name="train", flow_run_name="train on {dataset}")
-@failing_in_one_sentence
+@one_sentence_flow(name="train", flow_run_name="train on {dataset}")
 async def train_flow(
     dataset: DatasetName = "fashion-mnist",
     version: VersionId = None,
@@ -191,15 +111,13 @@ async def train_flow(
     return await train_model(dataset, version, config, fresh)
 
 
-@flow(name="evaluate", flow_run_name="evaluate {run}")
-@failing_in_one_sentence
+@one_sentence_flow(name="evaluate", flow_run_name="evaluate {run}")
 async def evaluate_flow(run: str) -> tuple[ExportedModel, EvaluationReport]:
     """Export a finished training run's best weights and judge them on the test split."""
     return await export_and_evaluate(run)
 
 
-@flow(name="promote", flow_run_name="promote {model}")
-@failing_in_one_sentence
+@one_sentence_flow(name="promote", flow_run_name="promote {model}")
 async def promote_flow(
     model: Name = "fashion-mnist",
     version: VersionId = None,
@@ -209,15 +127,13 @@ async def promote_flow(
     return await judge(model, version, gate)
 
 
-@flow(name="deploy", flow_run_name="deploy {model}")
-@failing_in_one_sentence
+@one_sentence_flow(name="deploy", flow_run_name="deploy {model}")
 async def deploy_flow(model: Name = "fashion-mnist", version: VersionId = None) -> Deployment:
     """Make a model version (by default the champion) live, prove that it answers, and go back if it does not."""
     return await make_live(model, version)
 
 
-@flow(name="rollback", flow_run_name="roll back {model}")
-@failing_in_one_sentence
+@one_sentence_flow(name="rollback", flow_run_name="roll back {model}")
 async def rollback_flow(model: Name = "fashion-mnist") -> Deployment:
     """Make the version before the champion the champion again, and prove that it answers."""
     version = await roll_back(model)
@@ -229,15 +145,9 @@ async def prepare_dataset(dataset: str, config: PrepareConfig) -> DatasetVersion
     """The dataset version of what is stored now."""
     settings, zones = await surroundings()
     result = await in_thread(
-        prepare.prepare,
-        zones,
-        dataset,
-        config,
-        map_chunks=functools.partial(as_tasks, asyncio.get_running_loop()),
-        cache=settings.home / "cache",
+        prepare.prepare, zones, dataset, config, map_chunks=as_tasks(pack_images), cache=settings.cache
     )
-    for line in prepare.summary(result):
-        get_run_logger().info("%s", line)
+    say(prepare.summary(result))
     return result.version
 
 
@@ -248,14 +158,6 @@ async def pack_images(chunk: Chunk) -> PackedChunk:
     return await asyncio.to_thread(
         packing.pack_chunk, zones.images, zones.datasets, chunk, decode_threads=settings.decode_threads
     )
-
-
-def as_tasks(loop: asyncio.AbstractEventLoop, _pack: prepare.Pack, chunks: Iterable[Chunk]) -> Iterator[PackedChunk]:
-    """Pack each chunk as a task of its own; called from a preparation's thread while ``loop`` runs elsewhere."""
-    for chunk in chunks:
-        # Quoted, or Prefect would look into each of its 10,000 keys for results of other tasks.
-        task_run = pack_images(quote(chunk))  # type: ignore[call-overload]  # Prefect unquotes it
-        yield asyncio.run_coroutine_threadsafe(task_run, loop).result()
 
 
 @network_task(name="train")
@@ -308,8 +210,7 @@ async def judge(model: str, version: str | None, gate: GateConfig) -> PromotionD
     _, zones = await surroundings()
     challenger = await asyncio.to_thread(aliases.resolve, zones.models, model, version or aliases.NEWEST)
     decision = await in_thread(promote.promote, zones, challenger, gate)
-    for line in promote.summary(decision):
-        get_run_logger().info("%s", line)
+    say(promote.summary(decision))
     return decision
 
 
@@ -331,55 +232,6 @@ async def roll_back(model: str) -> str:
     return str(state.version)
 
 
-async def publish(judged: EvaluationReport) -> None:
-    """Show an evaluation in the Prefect UI: table, summary and confusion matrix."""
-    name = judged.training_run.dataset.dataset
-    await acreate_table_artifact(
-        key=f"classes-{name}".replace("_", "-"),
-        table=[row.model_dump() for row in judged.classes],
-        description="How each class fared on the test split.",
-    )
-    await acreate_markdown_artifact(
-        key=f"evaluation-{name}".replace("_", "-"), markdown=report.summary_markdown(judged), description="Evaluation"
-    )
-    await acreate_image_artifact(
-        key=f"confusion-{name}".replace("_", "-"),
-        image_url=report.confusion_data_uri(judged),
-        description="Confusion matrix: rows are true classes, columns predicted ones.",
-    )
-
-
-async def surroundings() -> tuple[Settings, Zones]:
-    """Settings and opened zones, in each task: it may run on another machine than the last one."""
-    settings = await asyncio.to_thread(reachable, Settings.from_environ(os.environ))
-    return settings, await asyncio.to_thread(opened, settings)
-
-
-@functools.lru_cache(maxsize=1)
-def opened(settings: Settings) -> Zones:
-    """The zones; a process that runs one task after another opens them once."""
-    return open_zones(settings)
-
-
-async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-    """Run a step in a thread, with its progress in the run's log."""
-    return await asyncio.to_thread(step, *args, **kwargs, on_progress=plain_lines(get_run_logger().info))
-
-
-class Stopwatch:
-    """Wall-clock seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    async def time(self, stage: str, work: Awaitable[R]) -> R:
-        """Await ``work`` and keep how long it took."""
-        begun = time.monotonic()
-        result = await work
-        self.seconds[stage] = round(time.monotonic() - begun, 2)
-        return result
-
-
 FLOWS: tuple[Flow[..., Any], ...] = (
     pipeline,
     prepare_flow,
@@ -399,22 +251,3 @@ def summary(result: PipelineResult) -> list[str]:
         *result.decision.reasons,
         "Seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.seconds.items()) + ".",
     ]
-
-
-class OnlyKnownParameters(ParameterSchema):
-    """A flow's parameters as JSON schema, in which others are refused."""
-
-    additionalProperties: Literal[False]  # noqa: N815 - JSON schema's name
-
-
-async def serve() -> None:
-    """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
-    found = [
-        await each.ato_deployment(name=each.name, entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
-        for each in FLOWS
-    ]
-    for deployment in found:
-        # A parameter that the flow does not have would crash the run after its start.
-        known = deployment._parameter_openapi_schema.model_dump()  # noqa: SLF001 - Prefect offers no other way
-        deployment._parameter_openapi_schema = OnlyKnownParameters(**known, additionalProperties=False)  # noqa: SLF001
-    await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)

@@ -1,8 +1,4 @@
-"""What nothing refers to: found by pure decisions over listings and manifests, and removed.
-
-What is never garbage: raw images; whatever a complete dataset version, the pointer to the newest, a complete model
-version or an alias names; the result, the best checkpoint, the export and the evaluation of a finished training run;
-all of an unfinished one, unless a person gives a limit for these; and whatever this program does not know.
+"""What nothing refers to (``unreferenced`` says what that is), found and removed.
 
 Why nothing is removed that somebody is about to need:
 
@@ -21,16 +17,26 @@ import logging
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline import aliases, buckets, checkpoints, dataset_versions, packing, registry, store_check, training_runs
+from pipeline import (
+    aliases,
+    buckets,
+    checkpoints,
+    dataset_versions,
+    packing,
+    registry,
+    store_check,
+    training_runs,
+    unreferenced,
+)
 from pipeline.artifacts import Record
 from pipeline.errors import (
     Corrupted,
@@ -38,6 +44,7 @@ from pipeline.errors import (
     InvalidSettings,
     LeaseHeld,
     LeaseLost,
+    NotFound,
     ObjectMissing,
     StoreError,
 )
@@ -45,6 +52,7 @@ from pipeline.leases import TTL_S, Lease
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.settings import ZONES, Settings, Zone
 from pipeline.store import Store, StoredObject
+from pipeline.unreferenced import Garbage, Limits
 from pipeline.zones import READ_BACK_ZONES, Zones
 
 log = logging.getLogger(__name__)
@@ -52,35 +60,7 @@ log = logging.getLogger(__name__)
 BATCH = 200
 """Objects removed between two looks at the lease."""
 
-DATASET_PART = re.compile(r"[^/]+/(?P<kind>shards|index)/[0-9a-f]{64}\.(safetensors|parquet)")
-QUARANTINE_LIST = re.compile(r"[^/]+/quarantine/[0-9a-f]{16}\.jsonl")
 RUN = re.compile(r"[0-9a-f]{16}")
-MADE_OF_A_RUN = {"evaluation", "export"}
-KINDS = {"shards": "shards that no version names", "index": "index segments that no version names"}
-
-
-class Limits(Record):
-    """How old an object must be before it counts as left behind.
-
-    Attributes:
-        older_than: for all that is not named below.
-        quarantine: lists of images that were left out; the next preparation writes its list again.
-        abandoned: since the last checkpoint of an unfinished training run; None keeps them all.
-    """
-
-    older_than: timedelta = timedelta(hours=24)
-    quarantine: timedelta = timedelta(days=30)
-    abandoned: timedelta | None = None
-
-
-class Garbage(Record):
-    """An object that nothing refers to: ``size`` in bytes, ``modified`` as the store says."""
-
-    zone: Zone
-    kind: str
-    key: str
-    size: int
-    modified: datetime
 
 
 class Sweep(Record):
@@ -120,7 +100,7 @@ def sweep(zones: Zones, settings: Settings, limits: Limits, *, remove: bool, on_
     now = {zone: store_time(getattr(zones, zone)) for zone in READ_BACK_ZONES}
     garbage: list[Garbage] = []
     left_alone: list[str] = []
-    for number, heap in enumerate(_heaps(zones, now, limits, settings.home / "cache"), 1):
+    for number, heap in enumerate(_heaps(zones, now, limits, settings.cache), 1):
         try:
             garbage += _swept(heap, remove=remove)
         except (Corrupted, ObjectMissing, LeaseHeld, LeaseLost, InvalidInput) as error:
@@ -131,64 +111,6 @@ def sweep(zones: Zones, settings: Settings, limits: Limits, *, remove: bool, on_
     except (StoreError, InvalidSettings) as error:
         left_alone.append(str(error))
     return Sweep(garbage=tuple(garbage), removed=remove, left_alone=tuple(left_alone))
-
-
-def dataset_garbage(
-    listing: Sequence[StoredObject], named: Collection[str], now: datetime, limits: Limits
-) -> list[Garbage]:
-    """What is garbage below ``<dataset>/``, given the keys that its versions and its pointer name.
-
-    While a preparation leaves results of chunks, all that it might rely on stays.
-    """
-    found = [_garbage("datasets", "old lists of images left out", each) for each in listing if _is_list(each)]
-    lists = _older(found, now, limits.quarantine)
-    work = [each for each in listing if packing.is_work(each.key)]
-    if any(now - each.modified <= limits.older_than for each in work):
-        return lists
-    unfinished = [_garbage("datasets", "results of unfinished preparations", each) for each in work]
-    parts = [
-        _garbage("datasets", KINDS[match["kind"]], each)
-        for each in listing
-        if (match := DATASET_PART.fullmatch(each.key)) and each.key not in named
-    ]
-    return [*_older([*unfinished, *parts], now, limits.older_than), *lists]
-
-
-def run_garbage(listing: Sequence[StoredObject], best: str | None, now: datetime, limits: Limits) -> list[Garbage]:
-    """What is garbage below ``<training run>/``, given the key of a finished run's best checkpoint.
-
-    An unfinished run (``best`` is None) is given up as a whole, when all of it is old enough.
-    """
-    parts = [each for each in listing if checkpoints.is_part(each.key)]
-    leases = [each for each in listing if each.key == training_runs.lease_key(each.key.partition("/")[0])]
-    if best is None:
-        limit = limits.abandoned
-        made = [each for each in listing if each.key.split("/")[1] in MADE_OF_A_RUN]
-        # The lease's own age proves nothing, and need not: it is taken before anything is removed.
-        if limit is None or any(now - each.modified <= limit for each in (*parts, *made)):
-            return []
-        return [_garbage("checkpoints", "abandoned training runs", each) for each in (*parts, *made, *leases)]
-    kept = best.rpartition("/")[0] + "/"
-    others = [each for each in parts if not each.key.startswith(kept)]
-    found = [_garbage("checkpoints", "checkpoints of finished runs but the best", each) for each in others]
-    found += [_garbage("checkpoints", "leases of finished runs", each) for each in leases]
-    return _older(found, now, limits.older_than)
-
-
-def model_garbage(
-    listing: Sequence[StoredObject], live: Collection[str], now: datetime, limits: Limits
-) -> list[Garbage]:
-    """What is garbage below ``<model>/``: versions without a manifest that are old and in no alias (``live``)."""
-    versions: dict[str, list[StoredObject]] = defaultdict(list)
-    for each in listing:
-        versions[each.key.split("/")[1]].append(each)
-    found = []
-    for version, files in versions.items():
-        complete = any(registry.MANIFEST_KEY.fullmatch(each.key) for each in files)
-        young = any(now - each.modified <= limits.older_than for each in files)
-        if registry.VERSION_ID.fullmatch(version) and not (complete or young or version in live):
-            found += [_garbage("models", "files of versions without a manifest", each) for each in files]
-    return found
 
 
 def summary(swept: Sweep) -> list[str]:
@@ -238,28 +160,32 @@ def _run_heap(store: Store, run: str, now: datetime, limits: Limits) -> Heap:
     name = f"training run {run}"
     if training_runs.is_finished(store, run):
         return Heap(name, store, find)
-
     return Heap(name, store, find, partial(training_runs.acquire, store, run, wait_s=2 * TTL_S))
 
 
-def _find_in_dataset(store: Store, dataset: str, now: datetime, limits: Limits, cache: Path | None) -> list[Garbage]:
+def _find_in_dataset(store: Store, dataset: str, now: datetime, limits: Limits, cache: Path) -> list[Garbage]:
     listing = list(store.listing(dataset))
-    return dataset_garbage(listing, dataset_versions.named_keys(store, dataset, cache), now, limits)
+    return unreferenced.dataset_garbage(listing, dataset_versions.named_keys(store, dataset, cache), now, limits)
 
 
 def _find_in_run(store: Store, run: str, now: datetime, limits: Limits) -> list[Garbage]:
-    best = training_runs.find(store, run).checkpoint if training_runs.is_finished(store, run) else None
-    return run_garbage(list(store.listing(run)), best, now, limits)
+    try:
+        best = training_runs.find(store, run).checkpoint
+    except NotFound:  # it is not finished
+        best = None
+    return unreferenced.run_garbage(list(store.listing(run)), best, now, limits)
 
 
 def _find_in_model(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
     live = {version for version in aliases.list_aliases(store, model).values() if version}
-    return model_garbage(list(store.listing(model)), live, now, limits)
+    return unreferenced.model_garbage(list(store.listing(model)), live, now, limits)
 
 
 def _find_scratch(store: Store, zone: Zone, now: datetime, limits: Limits) -> list[Garbage]:
     listing = store.listing(store_check.FOLDER)
-    return _older([_garbage(zone, "proofs of the store", each) for each in listing], now, limits.older_than)
+    return unreferenced.older(
+        [unreferenced.garbage(zone, "proofs of the store", each) for each in listing], now, limits.older_than
+    )
 
 
 def _swept_uploads(settings: Settings, now: datetime, limits: Limits, *, remove: bool) -> list[Garbage]:
@@ -277,7 +203,7 @@ def _swept_uploads(settings: Settings, now: datetime, limits: Limits, *, remove:
         if remove:
             buckets.abort_uploads(*who, bucket=url.netloc, uploads=old)
         keys = [StoredObject(each.key.removeprefix(prefix), 0, "", each.begun) for each in old]
-        found += [_garbage(zone, "unfinished uploads", each) for each in keys]
+        found += [unreferenced.garbage(zone, "unfinished uploads", each) for each in keys]
     return found
 
 
@@ -323,15 +249,3 @@ def _remove(store: Store, garbage: Sequence[Garbage], *, may_write: Callable[[],
 def _rank(key: str) -> int:
     """What says that other objects are there goes before these."""
     return 0 if packing.is_work(key) or key.endswith(f"/{checkpoints.MANIFEST}") else 1
-
-
-def _is_list(each: StoredObject) -> bool:
-    return QUARANTINE_LIST.fullmatch(each.key) is not None
-
-
-def _garbage(zone: Zone, kind: str, each: StoredObject) -> Garbage:
-    return Garbage(zone=zone, kind=kind, key=each.key, size=each.size, modified=each.modified)
-
-
-def _older(found: list[Garbage], now: datetime, limit: timedelta) -> list[Garbage]:
-    return [each for each in found if now - each.modified > limit]

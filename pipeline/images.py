@@ -11,11 +11,7 @@ How each kind of image becomes pixels (``artifacts.PIXEL_FORMAT`` is raised when
   range and are refused by name, and so are CIELAB, 12-bit samples and other rarities.
 - Grey from colour is ITU-R BT.601 luma, at full size; RGB from grey repeats the channel.
 - An 8-bit grey or colour JPEG is decoded at 1/2, 1/4 or 1/8 of its size (by libjpeg, from fewer DCT coefficients)
-  where the part that is used stays at least as large as the target.
-- ``crop`` takes the largest centred part of the target's shape of what was decoded. Resizing is an antialiased bilinear
-  filter, close to Pillow's (docs/decisions/decoding.md has the differences): an axis of more than twice the target's
-  length is averaged to twice of it, a shrinking axis is smoothed by three taps, then all is interpolated bilinearly.
-  An image of the target's size is never resampled.
+  where the part that is used stays at least as large as the target. ``resizing`` makes the target's size of it.
 
 PNG, 8-bit JPEG and deep TIFF are decoded by OpenCV, the rest by Pillow: for what both read, both give the same pixels
 (a test proves it), and OpenCV is faster. Damage that a decoder notices is an error, never a grey area; what a
@@ -30,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -54,6 +50,7 @@ from pipeline.image_files import (
     format_of,
     refuse_size,
 )
+from pipeline.resizing import Pixels, fitted, largest_reduction
 
 __all__ = [
     "MAX_BYTES",
@@ -65,9 +62,6 @@ __all__ = [
     "encode_png",
     "read_header",
 ]
-
-Pixels: TypeAlias = NDArray[Any]
-"""uint8 in this module's own functions; OpenCV's type stubs know no dtype that narrow."""
 
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
@@ -93,9 +87,6 @@ REDUCTIONS = {
     1: cv2.IMREAD_GRAYSCALE,
 }
 """OpenCV's flags by how many times smaller it decodes a JPEG, the largest first; with a flag for colour, in colour."""
-NO_TIE = 2 / (1 << 16)
-"""Added before rounding. OpenCV smooths bytes in 16-bit fixed point and rounds halves up or to even, whichever its
-vector unit does; sums of even weights plus this are never halves, so that all machines round alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +142,10 @@ def decode_with_header(data: bytes, spec: PixelSpec) -> tuple[ImageHeader, NDArr
         image = examine(data)
         opened = None if _is_for_opencv(image) else _opened(image)
         header = _header(image, opened)
-        reduction = _reduction(image, header, spec)
+        offered = REDUCTIONS if _is_plain_jpeg(image) else ()
+        reduction = largest_reduction(header.height, header.width, spec, offered)
         pixels = _by_opencv(image, reduction) if opened is None else _by_pillow(image, opened)
-        return header, _fitted(_upright(pixels, image.orientation), spec, reduction)
+        return header, fitted(_upright(pixels, image.orientation), spec, reduction)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -201,14 +193,6 @@ def _header(image: EncodedImage, opened: ImageFile | None) -> ImageHeader:
     if image.orientation > 4:
         width, height = height, width
     return ImageHeader(image.format, width, height, 1 if grey else 3)
-
-
-def _reduction(image: EncodedImage, header: ImageHeader, spec: PixelSpec) -> int:
-    """How many times smaller an image is decoded: 1, or a JPEG's 2, 4 or 8."""
-    if not _is_plain_jpeg(image):
-        return 1
-    rows, columns = _shown(header.height, header.width, spec)
-    return next((times for times in REDUCTIONS if rows >= times * spec.height and columns >= times * spec.width), 1)
 
 
 def _by_opencv(image: EncodedImage, reduction: int = 1) -> Pixels:
@@ -305,54 +289,5 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(turned[::rows, ::columns])
 
 
-def _fitted(pixels: Pixels, spec: PixelSpec, reduction: int) -> Pixels:
-    """uint8 (spec.height, spec.width, 1 or 3); of one channel where ``pixels`` or ``spec`` have one."""
-    if spec.channels == 1 and pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    if pixels.shape[:2] != (spec.height, spec.width):
-        pixels = _resized(_cropped(pixels, spec), spec, reduction)
-    return np.ascontiguousarray(pixels).reshape(spec.height, spec.width, -1)
-
-
 def _in_channels(pixels: Pixels, channels: int) -> Pixels:
     return pixels if pixels.shape[2] == channels else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-
-
-def _cropped(pixels: Pixels, spec: PixelSpec) -> Pixels:
-    """The part that is used; an odd rest goes right or below."""
-    height, width = pixels.shape[:2]
-    rows, columns = _shown(height, width, spec)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return pixels[top : top + rows, left : left + columns]
-
-
-def _shown(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
-    """Rows and columns of the part that is used: all, or the largest of the target's shape."""
-    if spec.fit == "stretch":
-        return height, width
-    rows = min(height, max(1, round(width * spec.height / spec.width)))
-    columns = min(width, max(1, round(height * spec.width / spec.height)))
-    return rows, columns
-
-
-def _resized(pixels: Pixels, spec: PixelSpec, reduction: int) -> Pixels:
-    """An antialiased bilinear filter; ``reduction`` tells how many times smaller the image was decoded.
-
-    At a ratio of 2 the taps below and bilinear interpolation together are the triangle filter itself, 1 3 3 1. Where
-    pixels are means of several already, a narrower filter comes closer to the triangle.
-    """
-    height, width = pixels.shape[:2]
-    rows, columns = min(height, 2 * spec.height), min(width, 2 * spec.width)
-    if (rows, columns) != (height, width):
-        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
-    across = _taps(columns / spec.width, averaged=reduction > 1 or columns < width)
-    down = _taps(rows / spec.height, averaged=reduction > 1 or rows < height)
-    if across[0] or down[0]:
-        pixels = cv2.sepFilter2D(pixels, -1, across, down, delta=NO_TIE, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(pixels, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
-
-
-def _taps(ratio: float, *, averaged: bool) -> NDArray[Any]:
-    """Three weights that smooth an axis before it shrinks by ``ratio``, 2 at most; in even 256ths, see NO_TIE."""
-    side = 2 * round(128 * min(max(ratio - 1, 0) / 4, 1 / 6 if averaged else 1 / 4))
-    return np.array([side, 256 - 2 * side, side], np.float32) / 256

@@ -24,6 +24,7 @@ from typing import Self
 import psutil
 from pydantic import ValidationError
 
+from pipeline import pids
 from pipeline.artifacts import Record, digest_of, utc_now
 from pipeline.errors import Conflict, Corrupted, LeaseHeld, LeaseLost, ObjectMissing, StoreError
 from pipeline.progress import OnProgress, Progress, silent
@@ -202,7 +203,7 @@ def is_dead(held: LeaseState) -> bool:
         return True
     except PermissionError:  # another user's: whether it is the holder cannot be known
         return False
-    return process_started(held.pid) != held.process_started
+    return pids.created(held.pid) != held.process_started
 
 
 def _took(store: Store, key: str, claim: LeaseState, etag: str | None) -> bool:
@@ -227,7 +228,7 @@ def _claim(fence: int, ttl_s: float) -> LeaseState:
         host=_host(),
         hostname=socket.gethostname(),
         pid=os.getpid(),
-        process_started=process_started(os.getpid()) or 0.0,
+        process_started=pids.created(os.getpid()) or 0.0,
         fence=fence,
         ttl_s=ttl_s,
         nonce=secrets.token_hex(8),
@@ -272,18 +273,3 @@ def _boot() -> list[str]:
         return [boot.read_text(encoding="ascii").strip(), str(namespace.readlink())]
     except OSError:  # not Linux
         return [str(psutil.boot_time())]
-
-
-def process_started(pid: int) -> float | None:
-    """When a process was created, None if it no longer runs: seconds since boot on Linux, since 1970 elsewhere.
-
-    Linux counts from boot, so that setting the clock does not make a living process look like another one.
-    """
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        created = process.create_time()
-    except psutil.NoSuchProcess:
-        return None
-    return round(created - psutil.boot_time(), 2) if psutil.LINUX else created

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import cv2
@@ -27,14 +26,14 @@ from pipeline import dataset_index, images
 from pipeline.artifacts import PixelSpec
 from pipeline.dataset_index import MD5_BYTES, SCHEMA, Index, pc, values
 from pipeline.errors import InvalidImage
+from pipeline.raw import read_raw
 from pipeline.shards import DIGEST_BYTES, ShardWriter, row_bytes
-from pipeline.store import Store, StoredObject
+from pipeline.store import Store
 
 CHUNK_IMAGES = 10_000
 CHUNK_BYTES = 256 << 20
 BATCH_IMAGES = 64
 BATCH_BYTES = 8 << 20
-UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +146,6 @@ def examine(data: bytes, pixels: PixelSpec, known: frozenset[bytes]) -> Examined
     return Examined(digest, header, decoded, decoded=True)
 
 
-def contents(raw: Store, objects: pa.Table) -> Iterator[bytes | None]:
-    """The bytes of each object (key, size), in order; None where it is gone."""
-    listed = zip(values(objects["key"]), values(objects["size"]), strict=True)
-    for _, data in raw.read_many(StoredObject(key, size, "", UNKNOWN_TIME) for key, size in listed):
-        yield data
-
-
 def _same_work(dataset: str, pixels: PixelSpec) -> str:
     return f"{work_folder(dataset)}/{pixels.height}x{pixels.width}-{pixels.fit}-{pixels.format}"
 
@@ -162,8 +154,7 @@ def _examined(raw: Store, chunk: Chunk, threads: int) -> Iterator[Examined | Non
     """Each image of the chunk, in order, decoded ahead in threads; None where the object is gone."""
     step = range(0, len(chunk.known), DIGEST_BYTES)
     known = frozenset(chunk.known[start : start + DIGEST_BYTES] for start in step)
-    objects = (StoredObject(key, size, "", UNKNOWN_TIME) for key, size in zip(chunk.keys, chunk.sizes, strict=True))
-    reading = (data for _, data in raw.read_many(objects))
+    reading = read_raw(raw, chunk.keys, chunk.sizes)
 
     def examine_all(batch: Sequence[bytes | None]) -> list[Examined | None]:
         return [None if data is None else examine(data, chunk.pixels, known) for data in batch]

@@ -107,8 +107,11 @@ class Patience:
 
     def _left(self, began: float) -> float:
         """Seconds for which a request that began then is repeated: its own, or the outage's if that is older."""
-        since = began if self._away_since is None else min(began, self._away_since)
-        return self._seconds - (time.monotonic() - since)
+        return self._seconds - (time.monotonic() - self._since(began))
+
+    def _since(self, began: float) -> float:
+        away_since = self._away_since
+        return began if away_since is None else min(began, away_since)
 
     def _give_up(self, began: float, attempt: RetryCallState) -> NoReturn:
         error = attempt.outcome.exception() if attempt.outcome else None
@@ -145,9 +148,9 @@ class Patience:
         log.warning(text, *parts)
 
     def _sentence(self, what: str, began: float) -> StoreUnavailable:
-        since = began if self._away_since is None else min(began, self._away_since)
+        seconds = time.monotonic() - self._since(began)
         return StoreUnavailable(
-            f"{what.rstrip('.')}: {self._store} has not answered for {time.monotonic() - since:.0f} s; see that it is "
+            f"{what.rstrip('.')}: {self._store} has not answered for {seconds:.0f} s; see that it is "
             "running and can be reached, then repeat the command, which goes on from what is stored."
         )
 

@@ -6,6 +6,8 @@
   count as the process's while they are mapped; ``release`` unmaps them, and what is still cached is mapped again at no
   cost.
 - The file has no name, so that it is gone with the process, however that ends.
+- Neither ``numpy.memmap`` nor ``torch.from_file`` would be less: rows written through a mapping answer a full disk with
+  a signal instead of an error, memmap hides the map that ``release`` needs, and from_file wants a name.
 """
 
 import mmap
@@ -24,6 +26,10 @@ from pipeline.errors import InvalidInput
 
 class PixelFile:
     """An array uint8 (N, height, width, channels) in a file: within its context write every row, then map it.
+
+    Args:
+        folder: where the file lies, made if it is missing; by default the system's own for temporary files.
+        shape: of the array.
 
     Raises:
         InvalidInput: the folder lacks the space, or cannot be written.

@@ -68,6 +68,8 @@ class Work:
         before: what the last preparation knew, with keys that are gone or hold other bytes now.
         target: what images become; 1 channel where all are packed in grey, else 3.
         vanished: keys that were listed and are gone.
+        read: objects whose bytes were fetched.
+        decoded: images that were decoded.
     """
 
     dataset: str
@@ -144,7 +146,7 @@ def left_out(
 
 
 def as_packed(pixels: PixelSpec) -> PixelSpec:
-    """What all shards of a version have in common."""
+    """What shards must have in common to be of one version: all but the channels, because grey is packed as grey."""
     return pixels.model_copy(update={"channels": 3})
 
 

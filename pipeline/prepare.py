@@ -267,7 +267,8 @@ def _probed(zones: Zones, unknown: pa.Table) -> Iterator[int]:
     """The longer sides of some images, one in a hundred and ``PROBES`` at most."""
     count = min(PROBES, 1 + len(unknown) // 100)
     some = unknown.take(np.linspace(0, len(unknown) - 1, count).astype(np.int64))
-    for data in packing.contents(zones.images, some.filter(pc.less_equal(some["size"], PROBE_BYTES))):
+    some = some.filter(pc.less_equal(some["size"], PROBE_BYTES))
+    for data in raw.read_raw(zones.images, values(some["key"]), values(some["size"])):
         try:
             header = images.read_header(data or b"")
         except InvalidImage:

@@ -10,23 +10,23 @@ Decisions:
   service writes is private to the user (umask 077).
 """
 
-import fcntl
 import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
+from pipeline import pids
 from pipeline.errors import LocalServiceFailed
+from pipeline.private_files import locked, private_folder, unusable, write_private
 
 START_ATTEMPTS = 3
 LOG_LIMIT = 16 << 20
@@ -124,7 +124,7 @@ def stop(home: Path, name: str, timeout_s: float = 10.0) -> bool:
 
 def alive(service: Service) -> bool:
     """Whether this very process, not a later one with its pid, is running."""
-    return _created(service.pid) == service.started
+    return pids.created(service.pid) == service.started
 
 
 def wait_until(probe: Callable[[], bool], service: Service, timeout_s: float = 60.0) -> None:
@@ -190,56 +190,6 @@ def is_free(port: int) -> bool:
     return 0 < port <= 65535 and _can_bind("127.0.0.1", port) and _can_bind("", port)
 
 
-@contextmanager
-def locked(home: Path, name: str) -> Iterator[None]:
-    """Hold the lock ``name`` of ``home``; waits for whoever holds it, in this process or in another.
-
-    The system releases an ``flock`` when its holder dies. It works alike on Linux, macOS and WSL 2 on a local disk; on
-    a network share two machines could both believe that they hold it, so a home belongs on a local disk.
-    """
-    path = private_folder(home / "run") / f"{name}.lock"
-    try:
-        path.touch(mode=0o600)
-        file = path.open("w")
-    except OSError as error:
-        raise _unusable(path, error) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def private_folder(path: Path) -> Path:
-    """``path`` as a folder; what has to be created of it, only its owner can enter.
-
-    Raises:
-        LocalServiceFailed: it cannot be created.
-    """
-    for folder in reversed([path, *path.parents]):
-        try:
-            if not folder.is_dir():
-                folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise _unusable(folder, error) from error
-    return path
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace the file ``path`` by ``text``, atomically, readable by its owner alone.
-
-    Raises:
-        LocalServiceFailed: the folder cannot be written, or its disk is full.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        beside.touch(mode=0o600)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the folder itself may be out of reach
-            beside.unlink(missing_ok=True)
-        raise _unusable(path, error) from error
-
-
 def _launch(
     home: Path,
     name: str,
@@ -253,7 +203,7 @@ def _launch(
     _begin_page(log, name)
     process = _spawn(name, command, env, cwd, log)
     try:
-        service = Service(name, process.pid, _created(process.pid) or 0.0, ports, str(log))
+        service = Service(name, process.pid, pids.created(process.pid) or 0.0, ports, str(log))
         write_private(_record(home, name), json.dumps(asdict(service)))
     except BaseException:  # Ctrl-C or a full disk: nothing that runs may stay unrecorded
         process.kill()
@@ -292,7 +242,7 @@ def _begin_page(log: Path, name: str) -> None:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{PAGE}{name} started {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
     except OSError as error:
-        raise _unusable(log, error) from error
+        raise unusable(log, error) from error
 
 
 def _last_words(service: Service, lines: int = 3) -> str:
@@ -332,26 +282,8 @@ def _gone(timeout_s: float, *processes: psutil.Process) -> bool:
 
 
 def _is_over(process: psutil.Process) -> bool:
-    """Whether nothing of it runs: a zombie is over, unless threads of it still hold its files and ports."""
-    try:
-        zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
-        return zombie or not process.is_running()
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _created(pid: int) -> float | None:
-    """When the process ``pid`` was created, or None if there is none, it is over or it is another user's."""
-    try:
-        process = psutil.Process(pid)
-        created = None if _is_over(process) else process.create_time()
-    except psutil.Error:
-        return None
-    if created is None or sys.platform != "linux":
-        return created
-    # Linux counts from boot. psutil adds the time of the boot, which moves whenever the clock is set (a laptop or WSL
-    # after sleep); without it, the same process always has the same number.
-    return round(created - psutil.boot_time(), 2)
+    """Whether nothing of it runs; its pid may be another one's by now, or still be that of a zombie."""
+    return not process.is_running() or pids.created(process.pid) is None
 
 
 def _can_bind(host: str, port: int) -> bool:
@@ -366,11 +298,3 @@ def _can_bind(host: str, port: int) -> bool:
 
 def _record(home: Path, name: str) -> Path:
     return home / "run" / f"{name}.json"
-
-
-def _unusable(path: Path, error: OSError) -> LocalServiceFailed:
-    reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-    return LocalServiceFailed(
-        f"{path} cannot be written ({reason}): make room or give access there, or choose another folder with "
-        "SAFELIGHT_HOME."
-    )

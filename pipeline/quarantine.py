@@ -16,6 +16,8 @@ from pipeline.errors import NotFound
 from pipeline.store import Store
 
 FRESH = timedelta(days=1)
+"""How long a repeated list is not written again. ``garbage`` removes lists by their age, 30 days by default: written
+again after a day, a list that is still reported stays, and preparations that are minutes apart write nothing."""
 KEY = re.compile(r"[a-z0-9_-]+/quarantine/[0-9a-f]{16}\.jsonl")
 
 

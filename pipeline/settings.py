@@ -95,6 +95,11 @@ class Settings(BaseModel):
         return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
     @property
+    def cache(self) -> Path:
+        """The folder for what can be made again."""
+        return self.home / "cache"
+
+    @property
     def uses_embedded_store(self) -> bool:
         """True when nothing names another object store."""
         urls = (self.store_url, *(getattr(self, f"{zone}_url") for zone in ZONES))

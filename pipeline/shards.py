@@ -2,21 +2,20 @@
 
 - A shard is a safetensors file of two tensors: ``pixels`` uint8 (n, height, width, channels) and ``digests`` uint8
   (n, 32), the SHA-256 of each image's encoded bytes. Nothing else is in it: labels and splits change, pixels do not.
-- It is written and read without a copy of its pixels, which is what bounds the memory of preparation and loading: the
-  header, which has to say how many rows follow, gets a fixed place and is filled in at the end.
+- What is being written fills one array row by row, so that nothing is stacked; the library copies it once more into the
+  file, and a file once more into arrays. Shards are small so that this may be.
 - Its key is the SHA-256 of its bytes, so it is written once, shared between versions and verified by its name alone.
 - An image that is stored in grey has one channel here, any other three, in separate shards: a dataset in which the
   first colour image arrives decodes nothing again, because the loader repeats grey where a version is RGB.
 """
 
 import hashlib
-import io
-import json
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from pipeline.errors import Corrupted, ObjectMissing
 from pipeline.store import Store
@@ -24,9 +23,6 @@ from pipeline.store import Store
 SHARD_BYTES = 8 << 20
 """Pixels in a shard at most: few enough to hold several, and enough for many images per request."""
 DIGEST_BYTES = 32
-LENGTH_BYTES = 8
-HEADER_BYTES = 256
-"""Of the header of what is written here, its length included; blanks fill it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +65,30 @@ def read_shard(datasets: Store, dataset: str, name: bytes) -> tuple[NDArray[np.u
         raise Corrupted(
             f"{datasets.url}/{key} {what}: delete {datasets.url}/{dataset}/ and prepare the dataset again."
         ) from error
-    start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
-    header = json.loads(data[LENGTH_BYTES:start])
-    return _tensor(data, header["pixels"], start), _tensor(data, header["digests"], start)
+    tensors = load(data)
+    return tensors["pixels"], tensors["digests"]
 
 
-def _tensor(data: bytes, entry: dict[str, Any], start: int) -> NDArray[np.uint8]:
-    """A tensor of a safetensors file, given its entry in the header and where the header ends."""
-    first, end = entry["data_offsets"]
-    return np.frombuffer(data, np.uint8, end - first, start + first).reshape(entry["shape"])
-
-
-@dataclass(slots=True)
 class _Open:
-    """A shard that is not written yet: its bytes so far, with room for the header."""
+    """A shard that is not written yet: its rows so far, in an array that has room for as many as a shard may have."""
 
-    row: tuple[int, ...]
-    data: io.BytesIO = field(default_factory=lambda: io.BytesIO(bytes(HEADER_BYTES)))
-    digests: list[bytes] = field(default_factory=list)
+    def __init__(self, row: tuple[int, ...]) -> None:
+        self._pixels = np.empty((max(1, SHARD_BYTES // math.prod(row)), *row), np.uint8)
+        self.digests: list[bytes] = []
 
     def add(self, digest: bytes, pixels: NDArray[np.uint8]) -> None:
-        """Take a row."""
-        self.data.seek(0, io.SEEK_END)
-        self.data.write(pixels.tobytes())
+        """Take a row; there must be room for it."""
+        self._pixels[len(self.digests)] = pixels
         self.digests.append(digest)
 
-    def close(self) -> bytes:
+    def is_full(self) -> bool:
+        """Whether there is no room for another row."""
+        return len(self.digests) == len(self._pixels)
+
+    def encoded(self) -> bytes:
         """The whole file."""
-        pixels = self.data.seek(0, io.SEEK_END) - HEADER_BYTES
-        self.data.write(b"".join(self.digests))
-        rows, end = len(self.digests), self.data.tell() - HEADER_BYTES
-        header = {
-            "pixels": {"dtype": "U8", "shape": [rows, *self.row], "data_offsets": [0, pixels]},
-            "digests": {"dtype": "U8", "shape": [rows, DIGEST_BYTES], "data_offsets": [pixels, end]},
-        }
-        room = HEADER_BYTES - LENGTH_BYTES
-        self.data.seek(0)
-        self.data.write(room.to_bytes(LENGTH_BYTES, "little") + json.dumps(header).encode().ljust(room))
-        return self.data.getvalue()  # CPython hands over its own buffer here: no copy
+        digests = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST_BYTES)
+        return save({"pixels": self._pixels[: len(digests)], "digests": digests})
 
 
 class ShardWriter:
@@ -131,9 +113,10 @@ class ShardWriter:
             return
         self._taken.add(digest)
         channels = pixels.shape[2]
-        shard = self._open.setdefault(channels, _Open(pixels.shape))
-        shard.add(digest, pixels)
-        if (len(shard.digests) + 1) * pixels.nbytes > SHARD_BYTES:
+        if channels not in self._open:
+            self._open[channels] = _Open(pixels.shape)
+        self._open[channels].add(digest, pixels)
+        if self._open[channels].is_full():
             self._write(channels)
 
     def finish(self) -> None:
@@ -143,7 +126,7 @@ class ShardWriter:
 
     def _write(self, channels: int) -> None:
         shard = self._open.pop(channels)
-        data = shard.close()
+        data = shard.encoded()
         name = hashlib.sha256(data).digest()
         key = shard_key(self._dataset, name)
         if self._datasets.write_once(key, data) != data:

@@ -27,21 +27,17 @@ from pipeline.artifacts import Name, Record, Split
 from pipeline.errors import InvalidInput
 from pipeline.folder_scan import UNREADABLE, FoundFile, LeftAside, scan, shown
 from pipeline.images import MAX_BYTES, encode_png
+from pipeline.labels_table import LABELS, SPLIT_NAMES, LabelRow, read_labels, write_labels
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.raw import (
-    LABELS,
     NO_CLASS,
     NOT_NAMED,
-    SPLIT_NAMES,
     TOO_LONG,
-    LabelRow,
     check_dataset_name,
     fits_store,
     is_hidden,
     raw_key,
-    read_labels,
     why_skipped,
-    write_labels,
 )
 from pipeline.store import Store
 from pipeline.upload_plan import REPORT_EVERY, Uploaded, UploadPlan, upload

@@ -4,6 +4,8 @@ A step takes plain arguments and knows no settings; here each setting meets, onc
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
 
 from pipeline import datasets, evaluate, export, train
 from pipeline.artifacts import DatasetVersion, EvaluationReport, ExportedModel, TrainConfig, TrainingRun
@@ -39,28 +41,29 @@ def train_on(
         dataset,
         config,
         device=settings.device,
-        memory_mb=settings.training_memory_mb,
-        scratch=settings.home / "cache",
         fresh=fresh,
         should_stop=should_stop,
         on_progress=on_progress,
+        **_room(settings),
     )
 
 
 def export_run(settings: Settings, zones: Zones, run: TrainingRun, *, on_progress: OnProgress) -> ExportedModel:
     """``export.export``."""
-    return export.export(
-        zones, run, memory_mb=settings.training_memory_mb, scratch=settings.home / "cache", on_progress=on_progress
-    )
+    return export.export(zones, run, on_progress=on_progress, **_room(settings))
 
 
 def evaluate_run(settings: Settings, zones: Zones, run: TrainingRun, *, on_progress: OnProgress) -> EvaluationReport:
     """``evaluate.evaluate``."""
-    return evaluate.evaluate(
-        zones,
-        run,
-        device=settings.device,
-        memory_mb=settings.training_memory_mb,
-        scratch=settings.home / "cache",
-        on_progress=on_progress,
-    )
+    return evaluate.evaluate(zones, run, device=settings.device, on_progress=on_progress, **_room(settings))
+
+
+class _Room(TypedDict):
+    """How many MB of pixels a step may hold in memory, and the folder for more than that."""
+
+    memory_mb: int
+    scratch: Path
+
+
+def _room(settings: Settings) -> _Room:
+    return {"memory_mb": settings.training_memory_mb, "scratch": settings.cache}

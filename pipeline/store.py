@@ -15,18 +15,16 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import obstore
-from obstore import exceptions as refusal
+from obstore import exceptions
 from obstore.store import ObjectStore, from_url
 
+from pipeline import refusals
 from pipeline.ahead import ahead
 from pipeline.errors import (
-    AccessDenied,
     Conflict,
     Corrupted,
     InvalidSettings,
     ObjectMissing,
-    SafelightError,
-    StoreError,
     StoreUnavailable,
 )
 from pipeline.patience import Patience
@@ -44,13 +42,6 @@ DOWNLOAD_TIMEOUT = timedelta(minutes=15)
 """For one object as a whole, however steadily it trickles."""
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
-METADATA_SERVICE = "169.254.169.254"
-"""Where obstore looks for the credentials of a machine in a cloud when it was given none."""
-NO_CREDENTIALS = (
-    "no credentials are set: give SAFELIGHT_S3_ACCESS_KEY_ID and SAFELIGHT_S3_SECRET_ACCESS_KEY, or AWS's own variables"
-)
-PASSING = ("status code: 408", "status code: 429", "<Code>RequestTimeout</Code>")
-"""Refusals that say: later."""
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -74,7 +65,6 @@ class Store:
         url: str,
         *,
         threads: int = 16,
-        patience_s: float = 60.0,
         patience: Patience | None = None,
         uploads: ObjectStore | None = None,
     ) -> None:
@@ -84,15 +74,14 @@ class Store:
             backend: answers requests.
             url: of the zone.
             threads: requests at once.
-            patience_s: of this zone alone, where none is given.
-            patience: shared by the zones of one store.
+            patience: shared by the zones of one store; None: an absent store is not asked again.
             uploads: the same as ``backend`` with more time, for large bodies.
         """
         self.url = url
         self._backend = backend
         self._uploads = uploads or backend
         self._threads = threads
-        self._patience = patience or Patience(patience_s, "the object store")
+        self._patience = patience or Patience(0, "the object store")
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -257,9 +246,9 @@ class Store:
     def _translated(self, request: Callable[[], R], action: str, key: str) -> R:
         try:
             answer = request()
-        except (FileNotFoundError, NotImplementedError, ValueError, refusal.BaseError) as error:
-            kind, what = _refusal(error, reading=action in {"GET", "HEAD"})
-            raise kind(f"{action} {self.url}/{key}: {what}{_code(error)}.") from error
+        except (FileNotFoundError, NotImplementedError, ValueError, exceptions.BaseError) as error:
+            kind, what = refusals.meaning(error, reading=action in {"GET", "HEAD"})
+            raise kind(f"{action} {self.url}/{key}: {what}.") from error
         return answer
 
 
@@ -284,8 +273,8 @@ def open_store(url: str, settings: Settings, patience: Patience | None = None) -
         backend = _connected(url, config, REQUEST_TIMEOUT)
         # What lives in this process's memory must not be opened twice.
         uploads = None if url.startswith("memory:") else _connected(url, config, UPLOAD_TIMEOUT)
-    except (refusal.BaseError, ValueError) as error:
-        raise InvalidSettings(f"{url} is not the URL of an object store: {_first_line(error)}.") from error
+    except (exceptions.BaseError, ValueError) as error:
+        raise InvalidSettings(f"{url} is not the URL of an object store: {refusals.first_line(error)}.") from error
     patience = patience or patience_with(settings)
     return Store(backend, url.rstrip("/"), uploads=uploads, threads=settings.threads, patience=patience)
 
@@ -310,37 +299,5 @@ def patience_with(settings: Settings) -> Patience:
     return Patience(settings.store_patience_s, f"the object store{where}")
 
 
-def _refusal(error: Exception, *, reading: bool) -> tuple[type[SafelightError], str]:  # noqa: PLR0911 - a table
-    """What an error of obstore's means to us: which of our errors it is, and what is wrong, as a clause."""
-    text = str(error)
-    if "NoSuchBucket" in text:
-        return InvalidSettings, "there is no such bucket; create it or correct the URL"
-    if METADATA_SERVICE in text:
-        return InvalidSettings, NO_CREDENTIALS
-    if isinstance(error, refusal.AlreadyExistsError | refusal.PreconditionError):
-        return Conflict, "another writer was there first"
-    if isinstance(error, refusal.PermissionDeniedError | refusal.UnauthenticatedError):
-        return AccessDenied, "the store refuses these credentials"
-    if isinstance(error, NotImplementedError):
-        return InvalidSettings, "this kind of store lacks conditional writes; use an S3 service"
-    if isinstance(error, FileNotFoundError) or (reading and isinstance(error, ValueError)):
-        return ObjectMissing, "there is no such object"
-    if isinstance(error, ValueError):
-        return StoreError, f"this key cannot be stored: {_first_line(error)}"
-    if "status code: 4" in text and not any(passing in text for passing in PASSING):
-        return StoreError, "the store refuses the request"
-    return StoreUnavailable, "the object store does not answer"
-
-
 def _stored(meta: Any) -> StoredObject:
     return StoredObject(meta["path"], meta["size"], meta["e_tag"] or "", meta["last_modified"])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
-
-
-def _code(error: Exception) -> str:
-    """The S3 error code inside an error's text, as `` (Code)``, or nothing."""
-    _, found, rest = str(error).partition("<Code>")
-    return f" ({rest.partition('<')[0]})" if found else ""

@@ -78,8 +78,6 @@ class Faulty(Passing):
         self.server.over.wait()
         self.close_connection = True
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - http.server's names
-
 
 Fault = Callable[[Faulty], None]
 

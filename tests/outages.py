@@ -4,18 +4,18 @@ Each stage has zones, a home and a proxy of its own. The proxy holds the stage's
 and then its n-th, half sent: what is under way when the store is stopped is the same however slow the machine is.
 """
 
-import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from counting_proxy import Passing, Proxy, listening
+from environs import on_one_core
 
 from pipeline.settings import Settings
 
@@ -111,7 +111,7 @@ def started(name: str, settings: Settings, command: list[str], number: int, **mo
         listening(proxy),
         subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=environ(settings.model_copy(update={"s3_endpoint": proxy.url}), more),
+            env=on_one_core(settings.model_copy(update={"s3_endpoint": proxy.url}), **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -130,25 +130,6 @@ def started(name: str, settings: Settings, command: list[str], number: int, **mo
             process.wait()
             for reader in readers:
                 reader.join()
-
-
-def environ(settings: Settings, more: Mapping[str, str]) -> dict[str, str]:
-    """What a stage sees."""
-    assert settings.s3_access_key_id
-    assert settings.s3_secret_access_key
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SAFELIGHT_", "PREFECT_"))}
-    return kept | {
-        "SAFELIGHT_HOME": str(settings.home),
-        "SAFELIGHT_STORE_URL": settings.store_url or "",
-        "SAFELIGHT_STORE_PATIENCE_S": str(settings.store_patience_s),
-        "SAFELIGHT_S3_ENDPOINT": settings.s3_endpoint or "",
-        "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
-        "SAFELIGHT_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **more,
-    }
 
 
 def _hearing(stage: Stage) -> Callable[[], None]:

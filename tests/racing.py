@@ -3,29 +3,16 @@
 A script says ``ready`` when it has opened what it needs, and goes on when it gets a line.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from environs import environ
+
 from pipeline.settings import Settings
 
 Process = subprocess.Popen[str]
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What a process needs to find the same zones."""
-    assert settings.s3_access_key_id is not None
-    assert settings.s3_secret_access_key is not None
-    others = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
-    return others | {
-        "SAFELIGHT_HOME": str(settings.home),
-        "SAFELIGHT_STORE_URL": str(settings.store_url),
-        "SAFELIGHT_S3_ENDPOINT": str(settings.s3_endpoint),
-        "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
-    }
 
 
 @contextmanager
@@ -38,7 +25,7 @@ def at_the_line(script: str, settings: Settings, *runs: Sequence[str]) -> Iterat
             process = stack.enter_context(
                 subprocess.Popen(
                     [*command, *arguments],
-                    env=environment(settings),
+                    env=environ(settings),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

@@ -5,7 +5,6 @@ import secrets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from obstore.store import MemoryStore
 
 from pipeline import train, training_runs
 from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
@@ -17,11 +16,6 @@ from pipeline.training_loop import Desk, Training
 CPU = torch.device("cpu")
 SIDE = 12
 PIXELS = PixelSpec(height=SIDE, width=SIDE, channels=1)
-
-
-def memory_store() -> Store:
-    """An empty zone in memory, which does not wait for anything."""
-    return Store(MemoryStore(), "memory://zone", patience_s=0)
 
 
 def pictures(labels: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@
 
 import hashlib
 import json
-import os
 import random
 import re
 import secrets
@@ -22,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from counting_proxy import Passing, Proxy, kind, listening
+from counting_proxy import listening
+from environs import on_one_core
+from watched_proxy import Observer, Plan, WatchedProxy
 
 from pipeline import aliases, checkpoints, datasets, images, prefect_server, processes, registry, training_runs
 from pipeline.settings import ZONES, Settings
@@ -44,7 +45,6 @@ FIRST_IMAGES, MORE_IMAGES = 90, 12
 STAGE_TIMEOUT_S = 300
 INFERENCE_PORT, PREFECT_PORT = 18080, 14200
 STAGES = ("import", "prepare", "train", "evaluate", "register", "promote", "deploy")
-WRITES = frozenset({"PUT", "DELETE", "POST"})
 CHANGING = re.compile(
     r".*/(latest|lease|deployment)\.json|[^/]+/(aliases|work|checkpoints|leases?)/.*|store-check/.*|.*\.tmp"
 )
@@ -80,69 +80,6 @@ class Work:
     writes: int = 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to do at a write: its number, whether the store answers it first, and who then says if it goes on."""
-
-    write: int
-    at_answer: bool
-    act: Callable[[], bool]
-
-
-class Observer:
-    """Sees a process's requests, and acts at the moment that was planned."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.writes = 0
-        self._plan: Plan | None = None
-        self._lock = threading.Lock()
-
-    def expect(self, plan: Plan | None = None) -> None:
-        """A new process comes; what is planned happens once."""
-        self.begun.clear()
-        self.writes, self._plan = 0, plan
-
-    def witness(self, operation: str, *, answered: bool) -> bool:
-        """Whether a request goes on."""
-        with self._lock:
-            self.begun.set()
-            self.writes += operation in WRITES and not answered
-            plan = self._plan
-            if plan is None or operation not in WRITES or self.writes < plan.write or answered is not plan.at_answer:
-                return True
-            self._plan = None
-        return plan.act()
-
-
-class WatchedProxy(Proxy):
-    """A proxy that asks an observer whether each request goes on."""
-
-    def __init__(self, endpoint: str, observer: Observer) -> None:
-        super().__init__(endpoint, Watched)
-        self.observer = observer
-
-
-class Watched(Passing):
-    """One connection; it is broken where the observer says so, and where the client was killed while it sent."""
-
-    server: WatchedProxy
-
-    def forward(self) -> None:
-        """Pass one request on, if it goes on."""
-        operation, _ = kind(self.command, self.path)
-        body = self.body()
-        whole = len(body) == int(self.headers.get("Content-Length") or 0)
-        if whole and self.server.observer.witness(operation, answered=False):
-            answer = self.ask(body)
-            if self.server.observer.witness(operation, answered=True):
-                self.respond(*answer)
-                return
-        self.close_connection = True
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - http.server's names
-
-
 @dataclass
 class Soak:
     """One store, one home, and a number of rounds."""
@@ -169,11 +106,8 @@ class Soak:
     def begin_round(self) -> None:
         """New images in the person's folder, and another seed."""
         self.round += 1
-        for number in range(self.images, self.images + (MORE_IMAGES if self.images else FIRST_IMAGES)):
-            self.images = number + 1
-            path = self.folder / CLASSES[number % 3] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(number))
+        first, self.images = self.images, self.images + (MORE_IMAGES if self.images else FIRST_IMAGES)
+        write_pictures(self.folder, range(first, self.images))
 
     def commands(self) -> dict[str, list[str]]:
         """The stages of the route, and ``run``, which is all but the first as one flow."""
@@ -188,24 +122,6 @@ class Soak:
             "promote": ["promote", NAME, *gate],
             "deploy": ["deploy", NAME],
             "run": ["run", NAME, *training, *gate],
-        }
-
-    def environ(self, **changes: str) -> dict[str, str]:
-        """What a stage sees."""
-        assert self.settings.s3_access_key_id
-        assert self.settings.s3_secret_access_key
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SAFELIGHT_", "PREFECT_"))}
-        return kept | {
-            "SAFELIGHT_HOME": str(self.settings.home),
-            "SAFELIGHT_S3_ENDPOINT": self.endpoint,
-            "SAFELIGHT_S3_ACCESS_KEY_ID": self.settings.s3_access_key_id.get_secret_value(),
-            "SAFELIGHT_S3_SECRET_ACCESS_KEY": self.settings.s3_secret_access_key.get_secret_value(),
-            "SAFELIGHT_STORE_URL": self.settings.store_url or "",
-            "SAFELIGHT_DEVICE": "cpu",
-            "SAFELIGHT_INFERENCE_PORT": str(INFERENCE_PORT),
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            **changes,
         }
 
     def finish(self, stage: str) -> None:
@@ -328,9 +244,10 @@ class Soak:
 
     def _start(self, stage: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pipeline", *self.commands()[stage]]
+        behind = self.settings.model_copy(update={"s3_endpoint": self.endpoint})
         process = subprocess.Popen(
             command,
-            env=self.environ(),
+            env=on_one_core(behind, SAFELIGHT_INFERENCE_PORT=str(INFERENCE_PORT)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -355,10 +272,8 @@ class Soak:
     def _reference(self) -> list[str]:
         config = json.dumps({"epochs": 3, "batch_size": 16, "seed": self.round})
         apart = f"{self.settings.store_url}-reference-{secrets.token_hex(4)}"
-        environ = self.environ(
-            SAFELIGHT_STORE_URL=apart,
-            SAFELIGHT_IMAGES_URL=f"{self.settings.store_url}/images",
-            SAFELIGHT_S3_ENDPOINT=self.settings.s3_endpoint or "",
+        environ = on_one_core(
+            self.settings, SAFELIGHT_STORE_URL=apart, SAFELIGHT_IMAGES_URL=f"{self.settings.store_url}/images"
         )
         command = [sys.executable, "-c", REFERENCE, config]
         done = subprocess.run(
@@ -373,6 +288,14 @@ def picture(number: int) -> bytes:
     """A noisy grey PNG, as bright as its class is high."""
     noise = np.random.default_rng(number).integers(0, 100, (28, 28, 1))
     return images.encode_png((noise + 70 * (number % 3)).astype(np.uint8))
+
+
+def write_pictures(folder: Path, numbers: Iterable[int]) -> None:
+    """A folder per class, of whose pictures each has its number."""
+    for number in numbers:
+        path = folder / CLASSES[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
 
 
 def digest_of_weights(zones: Zones, checkpoint: str) -> str:

@@ -14,10 +14,15 @@ def png(number: int, height: int = 28, width: int = 28, channels: int = 1) -> by
     return images.encode_png(pixels)
 
 
+def memory_store(backend: MemoryStore | None = None) -> Store:
+    """A zone in memory, empty unless another store has that backend too."""
+    return Store(backend or MemoryStore(), "memory://zone")
+
+
 def memory_zones() -> Zones:
     """Empty zones in this process's memory, whose etags are counters."""
     names = ("images", "datasets", "checkpoints", "models", "predictions")
-    return Zones(**{name: Store(MemoryStore(), f"memory://{name}", threads=4, patience_s=0) for name in names})
+    return Zones(**{name: Store(MemoryStore(), f"memory://{name}", threads=4) for name in names})
 
 
 def put_classes(zones: Zones, dataset: str, per_class: int, classes: int = 3, start: int = 0) -> None:

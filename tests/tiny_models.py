@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from obstore.store import MemoryStore
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from pipeline import registry
@@ -33,11 +32,6 @@ DATASET = DatasetVersion(
     counts={"train": 6, "validation": 0, "test": 3},
 )
 REPORT = b"<!doctype html><title>Evaluation</title>"
-
-
-def memory_store(backend: MemoryStore | None = None) -> Store:
-    """A zone in memory, empty unless another store has that backend too."""
-    return Store(backend or MemoryStore(), "memory://zone", patience_s=0)
 
 
 def onnx_of(nodes: Sequence[NodeProto], constants: Mapping[str, NDArray[Any]], spec: PixelSpec, classes: int) -> bytes:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 import pytest
+from environs import credentials
 from minio import Minio
 from obstore.store import S3Store
 
@@ -17,10 +18,7 @@ from pipeline.settings import Settings
 def known(settings: Settings) -> tuple[str, str, str, str]:
     """Endpoint, credentials and region, as the functions of ``buckets`` take them."""
     assert settings.s3_endpoint is not None
-    assert settings.s3_access_key_id is not None
-    assert settings.s3_secret_access_key is not None
-    key, secret = settings.s3_access_key_id.get_secret_value(), settings.s3_secret_access_key.get_secret_value()
-    return settings.s3_endpoint, key, secret, settings.s3_region
+    return settings.s3_endpoint, *credentials(settings), settings.s3_region
 
 
 def opened(settings: Settings, name: str) -> S3Store:

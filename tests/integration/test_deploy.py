@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 from live_server import wait_until
 
-from pipeline import aliases, datasets, deploy, images, processes
+from pipeline import aliases, datasets, deploy, images, inference_server, processes
 from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion, PrepareConfig
 from pipeline.errors import DeployFailed
 from pipeline.evaluate import to_parquet
@@ -33,7 +33,7 @@ def settings(zone_settings: Settings, tmp_path: Path) -> Iterator[Settings]:
     """Settings with a home of their own; servers started there end with the test."""
     settings = zone_settings.model_copy(update={"home": tmp_path / "home"})
     yield settings
-    deploy.stop_local(settings)
+    inference_server.down(settings)
 
 
 @pytest.fixture
@@ -231,8 +231,8 @@ def test_two_models_have_a_server_each(zones: Zones, settings: Settings, dataset
     urls = {deploy.deploy(zones, settings, each).url for each in (version, other)}
     assert len(urls) == 2
     assert answering(settings) == version.version
-    assert sorted(deploy.stop_local(settings)) == ["serving-figures", "serving-shapes"]
-    assert deploy.stop_local(settings) == []
+    assert sorted(inference_server.down(settings)) == ["serving-figures", "serving-shapes"]
+    assert inference_server.down(settings) == []
 
 
 def test_a_server_with_other_settings_is_replaced(zones: Zones, settings: Settings, dataset: DatasetVersion) -> None:
@@ -272,7 +272,7 @@ def test_a_deployment_killed_in_the_middle_is_completed_by_the_next(
         f"version = ModelVersion(model={MODEL!r}, version=sys.argv[1])\n"
         "deploy.deploy(open_zones(settings), settings, version, on_progress=die)\n"
     )
-    environ = deploy.serving_environ(settings, MODEL, local_server(settings).ports["http"], os.environ)
+    environ = inference_server.environ(settings, MODEL, local_server(settings).ports["http"], os.environ)
     killed = subprocess.run([sys.executable, "-c", code, second.version], env=environ, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     before = local_server(settings)

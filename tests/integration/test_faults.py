@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import faulty_proxy
 import pytest
+from environs import credentials
 from faulty_proxy import Fault, Faulty, FaultyProxy, refusing
 
 from pipeline import buckets
@@ -200,14 +201,10 @@ def test_a_refusal_is_not_repeated(store: Store, proxy: FaultyProxy) -> None:
 
 def test_buckets_of_a_busy_store_are_waited_for(zone_settings: Settings, proxy: FaultyProxy) -> None:
     """Looking for a bucket at a store that answers 503 says that the store is away, not that it refuses."""
-    assert zone_settings.s3_access_key_id
-    assert zone_settings.s3_secret_access_key
     proxy.expect("HEAD", SLOW_DOWN)
     proxy.expect("GET", SLOW_DOWN)
     proxy.expect("PUT", SLOW_DOWN)
-    key, secret = (
-        each.get_secret_value() for each in (zone_settings.s3_access_key_id, zone_settings.s3_secret_access_key)
-    )
+    key, secret = credentials(zone_settings)
     with pytest.raises(StoreUnavailable, match="No S3 object store answers at"):
         buckets.create_buckets(proxy.url, key, secret, "us-east-1", ["safelight-tests"])
     buckets.create_buckets(proxy.url, key, secret, "us-east-1", ["safelight-tests"])

@@ -17,7 +17,9 @@ import pytest
 import small_training as small
 import synthetic
 import tiny_models
+from environs import credentials
 from minio import Minio
+from mortal_store import KilledError, MortalStore
 from typer.testing import CliRunner
 
 from pipeline import (
@@ -35,13 +37,14 @@ from pipeline import (
     verification,
 )
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig, TrainingRun
-from pipeline.errors import AccessDenied, Conflict, LeaseLost, TrainingStopped
-from pipeline.garbage import Limits, Sweep
+from pipeline.errors import AccessDenied, Conflict, TrainingStopped
+from pipeline.garbage import Sweep
 from pipeline.images import encode_png
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.prepare import Pack, prepare
 from pipeline.settings import Settings
 from pipeline.store import Store
+from pipeline.unreferenced import Limits
 from pipeline.zones import Zones
 
 AT_ONCE = Limits(older_than=timedelta(days=-1), quarantine=timedelta(days=-1))
@@ -134,7 +137,7 @@ class SweptStore(Store):
     """A datasets zone in which garbage is removed, by somebody else, at the very moment a manifest is written."""
 
     def __init__(self, store: Store, settings: Settings, zones: Zones) -> None:
-        super().__init__(store._backend, store.url)  # noqa: SLF001 - the same zone, seen by another process
+        super().__init__(store._backend, store.url, patience=store._patience)  # noqa: SLF001 - the same zone, seen by another process
         self.sweeper = threading.Thread(target=swept, args=(zones, settings))
 
     def write_once(self, key: str, data: bytes) -> bytes:
@@ -159,7 +162,7 @@ def test_beside_a_training_that_is_stopped_and_resumed(zones: Zones, zone_settin
     """With garbage removed all the time, a run is stopped, resumed and finished as if nothing had happened."""
     put_pictures(zones, range(120))
     dataset = prepare(zones, "pictures", CONFIG).version
-    elsewhere = replace(zones, checkpoints=small.memory_store())
+    elsewhere = replace(zones, checkpoints=synthetic.memory_store())
     expected = train.train(elsewhere, dataset, TRAINING, device="cpu")
     asked = []
 
@@ -181,45 +184,6 @@ def test_beside_a_training_that_is_stopped_and_resumed(zones: Zones, zone_settin
     refuse_broken(zones)
 
 
-class KilledError(BaseException):
-    """What a process that is killed does not get to handle."""
-
-
-class MortalStore(Store):
-    """A zone whose process dies just before one of its writes, and can write nothing any more."""
-
-    def __init__(self, store: Store, writes: int) -> None:
-        super().__init__(store._backend, store.url)  # noqa: SLF001 - the same zone, seen by another process
-        self.left = writes
-
-    def put(self, key: str, data: bytes) -> None:
-        """Die, or write."""
-        self.die()
-        super().put(key, data)
-
-    def write_once(self, key: str, data: bytes) -> bytes:
-        """Die, or write."""
-        self.die()
-        return super().write_once(key, data)
-
-    def compare_and_swap(self, key: str, data: bytes, *, etag: str | None) -> None:
-        """Die, or write."""
-        self.die()
-        super().compare_and_swap(key, data, etag=etag)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Die, or delete."""
-        for key in keys:
-            self.die()
-            super().delete([key])
-
-    def die(self) -> None:
-        """Be killed, or live on for one more write."""
-        self.left -= 1
-        if self.left < 0:
-            raise LeaseLost("killed") if threading.current_thread().name == "lease" else KilledError
-
-
 def a_cycle(zones: Zones, settings: Settings, rng: random.Random, cycle: int) -> tuple[DatasetVersion, TrainingRun]:
     """Images change; preparation, training and registration are killed and repeated; only the newest versions stay."""
     zones.images.delete([found.key for found in zones.images.listing("pictures")][:20])
@@ -234,8 +198,8 @@ def a_cycle(zones: Zones, settings: Settings, rng: random.Random, cycle: int) ->
     run = train.train(zones, dataset, TRAINING, device="cpu", save_every_s=0, lease_ttl_s=0.3)
     with suppress(KilledError):
         mortal_models = MortalStore(zones.models, rng.randrange(8))
-        tiny_models.register(small.memory_store(), mortal_models, "shapes", 2 * cycle)
-    version = tiny_models.register(small.memory_store(), zones.models, "shapes", 2 * cycle + 1)
+        tiny_models.register(synthetic.memory_store(), mortal_models, "shapes", 2 * cycle)
+    version = tiny_models.register(synthetic.memory_store(), zones.models, "shapes", 2 * cycle + 1)
     aliases.set_alias(zones.models, "shapes", aliases.CHAMPION, version.version, reason="newest")
     forget_all_but(zones, dataset, run, version.version)
     return dataset, run
@@ -282,7 +246,7 @@ class BreakingStore(Store):
     """A zone that refuses one deletion, after so many others."""
 
     def __init__(self, store: Store, deletions: int) -> None:
-        super().__init__(store._backend, store.url)  # noqa: SLF001 - the same zone, seen through a bad connection
+        super().__init__(store._backend, store.url, patience=store._patience)  # noqa: SLF001 - the same zone, seen through a bad connection
         self.left = deletions
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -328,10 +292,7 @@ class Countdown:
 def test_unfinished_uploads_are_given_up(zones: Zones, zone_settings: Settings) -> None:
     """An upload in parts that nobody finished is listed and given up, one of another prefix is not touched."""
     url = urlsplit(zone_settings.s3_endpoint or "")
-    key, secret = zone_settings.s3_access_key_id, zone_settings.s3_secret_access_key
-    assert key
-    assert secret
-    client = Minio(url.netloc, key.get_secret_value(), secret.get_secret_value(), secure=False, region="us-east-1")
+    client = Minio(url.netloc, *credentials(zone_settings), secure=False, region="us-east-1")
     zone = urlsplit(zone_settings.zone_url("images"))
     ours, foreign = f"{zone.path.strip('/')}/pictures/0/große datei.png", f"foreign-{secrets.token_hex(4)}/x"
     for name in (ours, foreign):

@@ -9,7 +9,8 @@ import pytest
 from pipeline import fashion_mnist
 from pipeline.artifacts import PixelSpec
 from pipeline.images import decode, encode_png
-from pipeline.raw import LABELS, list_raw
+from pipeline.labels_table import LABELS
+from pipeline.raw import list_raw
 from pipeline.sources import import_fashion_mnist, import_folder
 from pipeline.zones import Zones
 

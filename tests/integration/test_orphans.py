@@ -13,7 +13,7 @@ import synthetic
 import tiny_models
 from counting_proxy import listening
 from racing import Process, at_the_line, release
-from soak import Observer, Plan, WatchedProxy
+from watched_proxy import Observer, Plan, WatchedProxy
 
 from pipeline import aliases, datasets, images
 from pipeline.aliases import CHAMPION

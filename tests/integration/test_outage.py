@@ -22,8 +22,9 @@ import pytest
 import tiny_models
 import torch
 from counting_proxy import counting
+from environs import credentials
 from outages import Stage
-from soak import CLASSES, digest_of_weights, picture
+from soak import digest_of_weights, write_pictures
 
 from pipeline import (
     aliases,
@@ -33,6 +34,7 @@ from pipeline import (
     embedded_store,
     evaluate,
     export,
+    inference_server,
     prefect_server,
     prepare,
     processes,
@@ -111,18 +113,12 @@ def route(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Route]:
     """A store that may be stopped, with one undisturbed route in it."""
     home = tmp_path_factory.mktemp("outage") / "home"
     settings = reachable(Settings(home=home, store_port=processes.free_port(8460)))
-    assert settings.s3_access_key_id
-    assert settings.s3_secret_access_key
-    keys = settings.s3_access_key_id.get_secret_value(), settings.s3_secret_access_key.get_secret_value()
-    buckets.create_buckets(settings.s3_endpoint or "", *keys, settings.s3_region, [BUCKET])
+    buckets.create_buckets(settings.s3_endpoint or "", *credentials(settings), settings.s3_region, [BUCKET])
     pool = ThreadPoolExecutor(1)
     try:
         starting = pool.submit(prefect_server.up, home, 14300)
         route = Route(settings, home.parent / "images")
-        for number in range(120):
-            path = route.folder / CLASSES[number % 3] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(number))
+        write_pictures(route.folder, range(120))
         walk(route)
         route.prefect = starting.result()
         yield route
@@ -157,7 +153,7 @@ def walk(route: Route) -> None:
             counts.clear()
             made[stage] = work[stage]()
             route.requests[stage] = counts.requests.total()
-        deploy.stop_local(settings)
+        inference_server.down(settings)
     route.before["run"] = route.before["prepare"]
     route.requests["run"] = sum(route.requests[stage] for stage in STAGES[1:])
     route.zones[0] = open_zones(settings.model_copy(update={"s3_endpoint": route.settings.s3_endpoint}))
@@ -214,7 +210,7 @@ def all_caught(
             settings, _ = route.own(name, patience_s)
             number = moments.randint(1, route.requests[name])
             print(f"{name}: request {number} of {route.requests[name]}")  # noqa: T201 - shown when it fails
-            running.callback(deploy.stop_local, settings)
+            running.callback(inference_server.down, settings)
             more = {"PREFECT_API_URL": f"{route.prefect}/api"}
             stages.append(running.enter_context(outages.started(name, settings, route.command(name), number, **more)))
         for stage in stages:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import random
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import synthetic
 from counting_proxy import Counts, counting
+from environs import environ
 from PIL import Image
 
 from pipeline import datasets, images, packing
@@ -294,17 +294,8 @@ def test_a_killed_preparation_leaves_nothing_broken(zones: Zones, zone_settings:
 
 def _prepare_and_kill(settings: Settings, seconds: float) -> bool:
     """Prepare in another process, killed after ``seconds``; whether it had finished."""
-    assert settings.s3_access_key_id
-    assert settings.s3_secret_access_key
-    environ = os.environ | {
-        "SAFELIGHT_S3_ENDPOINT": settings.s3_endpoint or "",
-        "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
-        "SAFELIGHT_STORE_URL": settings.store_url or "",
-        "SAFELIGHT_HOME": str(settings.home),
-    }
-    environ.pop("SAFELIGHT_TEST_S3", None)
-    with subprocess.Popen([sys.executable, "-c", PREPARE], env=environ, stdout=subprocess.PIPE, text=True) as process:
+    command, told = [sys.executable, "-c", PREPARE], environ(settings)
+    with subprocess.Popen(command, env=told, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         try:

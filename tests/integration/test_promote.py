@@ -373,7 +373,7 @@ class Interrupted(Store):
     """The models zone, where a rival moves the alias right before each of our own moves, while it has versions left."""
 
     def __init__(self, zone: Store, rivals: list[str]) -> None:
-        super().__init__(zone._backend, zone.url)  # noqa: SLF001 - the same zone, another behaviour
+        super().__init__(zone._backend, zone.url, patience=zone._patience)  # noqa: SLF001 - the same zone, another behaviour
         self.zone = zone
         self.rivals = rivals
 

@@ -20,9 +20,8 @@ import pytest
 import tiny_models
 from live_server import wait_until
 
-from pipeline import aliases, embedded_store, images, processes
+from pipeline import aliases, embedded_store, images, inference_server, processes
 from pipeline.artifacts import ModelVersion
-from pipeline.deploy import serving_environ
 from pipeline.onnx_model import OnnxModel
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
@@ -66,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @contextmanager
 def _serving(settings: Settings, folder: Path, own: dict[str, str]) -> Iterator[Serving]:
-    environ = serving_environ(settings, MODEL, 0, os.environ)
+    environ = inference_server.environ(settings, MODEL, 0, os.environ)
     environ |= {"SAFELIGHT_SERVING_POLL_S": "0.1", **{f"SAFELIGHT_SERVING_{name}": own[name] for name in own}}
     log = folder / "serving.log"
     with log.open("wb") as file:

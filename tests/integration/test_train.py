@@ -1,7 +1,6 @@
 """Training that is killed, stopped, put to sleep and started twice, against a real object store."""
 
 import json
-import os
 import random
 import signal
 import socket
@@ -18,7 +17,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import small_training as small
+import synthetic
 import torch
+from environs import environ
 
 from pipeline import checkpoints, prepare, train, training_runs
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig, TrainingRun
@@ -45,21 +46,9 @@ def dataset(zones: Zones) -> DatasetVersion:
 @contextmanager
 def training(settings: Settings, **options: object) -> Iterator[Process]:
     """A process that trains on the dataset; killed at the end, should it still run."""
-    assert settings.s3_endpoint
-    assert settings.s3_access_key_id
-    assert settings.s3_secret_access_key
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")} | {
-        "SAFELIGHT_STORE_URL": settings.store_url or "",
-        "SAFELIGHT_S3_ENDPOINT": settings.s3_endpoint,
-        "SAFELIGHT_S3_ACCESS_KEY_ID": settings.s3_access_key_id.get_secret_value(),
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key.get_secret_value(),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    told = environ(settings, OMP_NUM_THREADS=str(torch.get_num_threads()), OMP_WAIT_POLICY="PASSIVE")
     wish = json.dumps({"dataset": "pictures", "config": CONFIG.model_dump(mode="json")} | options)
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), wish], env=environ, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, str(SCRIPT), wish], env=told, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -86,7 +75,7 @@ def result_of(process: Process) -> TrainingRun:
 
 def uninterrupted(zones: Zones, dataset: DatasetVersion) -> tuple[TrainingRun, Zones]:
     """The same wish trained in one go in this process, its checkpoints in memory."""
-    elsewhere = Zones(zones.images, zones.datasets, small.memory_store(), zones.models, zones.predictions)
+    elsewhere = Zones(zones.images, zones.datasets, synthetic.memory_store(), zones.models, zones.predictions)
     return train.train(elsewhere, dataset, CONFIG, device="cpu"), elsewhere
 
 

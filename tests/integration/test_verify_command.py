@@ -7,7 +7,7 @@ from pathlib import Path
 
 import synthetic
 import tiny_models
-from racing import environment
+from environs import environ
 
 from pipeline import aliases
 from pipeline.artifacts import PrepareConfig
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def verified(settings: Settings, *options: str) -> subprocess.CompletedProcess[str]:
     """What the command says."""
     command = [sys.executable, "-m", "pipeline", "store", "verify", *options]
-    return subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environ(settings), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_command_lists_what_is_broken(zones: Zones, zone_settings: Settings) -> None:

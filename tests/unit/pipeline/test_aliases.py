@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
-from tiny_models import memory_store, register
+from synthetic import memory_store
+from tiny_models import register
 
 from pipeline import aliases
 from pipeline.aliases import CHAMPION, NEWEST, AliasChange, AliasState
@@ -105,7 +106,7 @@ class TestAlias:
                 aliases.set_alias(models, "pets", CHAMPION, two, reason="rival")
                 raise Conflict(key)
 
-        late = LateAnswer(backend, "memory://zone", patience_s=0)
+        late = LateAnswer(backend, "memory://zone")
         assert aliases.set_alias(late, "pets", CHAMPION, one, reason="ours", expected=None).version == one
         state, _ = aliases.read_alias(models, "pets", CHAMPION) or pytest.fail("no alias")
         assert [change.reason for change in state.history] == ["ours", "rival"]

@@ -267,7 +267,8 @@ def test_a_damaged_pointer_is_passed_over(
 def test_a_damaged_local_copy_is_fetched_anew(made: Made, tmp_path: Path) -> None:
     """An index segment that was altered on this machine is read from the store again."""
     zones = restored(made.objects)
-    rows = datasets.read_index(zones.datasets, made.dataset, tmp_path)
+    segments = datasets.read_manifest(zones.datasets, NAME, made.dataset.version).segments
+    rows = dataset_versions.read_segments(zones.datasets, NAME, segments, tmp_path).rows
     for path in tmp_path.iterdir():
         path.write_bytes(flipped(path.read_bytes(), random.Random(SEED)))
-    assert datasets.read_index(zones.datasets, made.dataset, tmp_path).equals(rows)
+    assert dataset_versions.read_segments(zones.datasets, NAME, segments, tmp_path).rows.equals(rows)

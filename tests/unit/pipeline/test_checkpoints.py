@@ -25,7 +25,7 @@ def store() -> Store:
 
 def new_store() -> Store:
     """An empty checkpoints zone in memory."""
-    return Store(MemoryStore(), "memory://checkpoints", patience_s=0)
+    return Store(MemoryStore(), "memory://checkpoints")
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:

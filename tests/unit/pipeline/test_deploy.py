@@ -1,15 +1,13 @@
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from pipeline import aliases, registry
-from pipeline.deploy import Question, deploy, difference, serving_environ, spread
+from pipeline.deploy import Question, deploy, difference, spread
 from pipeline.errors import InvalidSettings
 from pipeline.registry import ModelManifest
 from pipeline.settings import Settings
@@ -91,41 +89,6 @@ def test_the_smoke_set_reaches_across_many_classes() -> None:
     """With more classes than images, the classes chosen lie at equal distances."""
     labels = [label for label in range(500) for _ in range(3)]
     assert [labels[position] for position in spread(labels, 5)] == [0, 100, 200, 300, 400]
-
-
-def test_a_server_gets_these_settings_and_no_others() -> None:
-    """Store and credentials as given, nothing of ours that the surroundings said otherwise, the rest untouched."""
-    settings = Settings(
-        home=Path("/h"), s3_endpoint="http://s:1", s3_access_key_id=SecretStr("k"), models_url="s3://m/x"
-    )
-    surroundings = {
-        "PATH": "/bin",
-        "SAFELIGHT_S3_ENDPOINT": "http://other",
-        "SAFELIGHT_S3_SECRET_ACCESS_KEY_FILE": "/f",
-        "SAFELIGHT_SERVING_TOP_K": "3",
-        "SAFELIGHT_SERVING_VERSION": "pinned",
-        "SAFELIGHT_SERVING_ALIAS": "challenger",
-        "SAFELIGHT_SERVING_MODEL": "dogs",
-    }
-    assert serving_environ(settings, "cats", 81, surroundings) == {
-        "PATH": "/bin",
-        "SAFELIGHT_HOME": "/h",
-        "SAFELIGHT_S3_ENDPOINT": "http://s:1",
-        "SAFELIGHT_S3_ACCESS_KEY_ID": "k",
-        "SAFELIGHT_MODELS_URL": "s3://m/x",
-        "SAFELIGHT_SERVING_MODEL": "cats",
-        "SAFELIGHT_SERVING_HOST": "127.0.0.1",
-        "SAFELIGHT_SERVING_PORT": "81",
-        "SAFELIGHT_SERVING_TOP_K": "3",
-    }
-
-
-def test_settings_survive_the_way_through_the_environment() -> None:
-    """A server reads from its environment what the settings said."""
-    settings = Settings(home=Path("/h"), store_url="s3://b/p", s3_secret_access_key=SecretStr("s"), threads=3)
-    environ = serving_environ(settings, "cats", 81, {})
-    ours = {name: value for name, value in environ.items() if not name.startswith("SAFELIGHT_SERVING_")}
-    assert Settings.from_environ(ours) == settings
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://host", "http://", "http://host:port", "host:8080"])

@@ -1,10 +1,7 @@
 import io
 import json
-import os
 import random
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -201,29 +198,6 @@ def test_jpegs_are_decoded_smaller_as_by_pillow(
     np.testing.assert_array_equal(_decoded_smaller(data, times), np.asarray(image))
 
 
-@pytest.mark.parametrize(
-    ("size", "orientation", "wanted", "times"),
-    [
-        ((640, 480), 1, (60, 60), 8),
-        ((640, 480), 1, (61, 61), 4),
-        ((640, 480), 1, (240, 320), 2),
-        ((640, 480), 1, (241, 320), 1),
-        ((640, 160), 6, (320, 80), 2),
-        ((640, 160), 6, (80, 320), 1),
-        ((640, 480), 1, (600, 60), 1),
-    ],
-)
-def test_a_jpeg_is_decoded_no_smaller_than_wanted(
-    size: tuple[int, int], orientation: int, wanted: tuple[int, int], times: int
-) -> None:
-    """A JPEG is decoded smaller as far as no side, seen upright, gets shorter than the target's."""
-    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    image = image_files.examine(_saved(Image.new("RGB", size), "JPEG", exif=exif))
-    spec = PixelSpec(height=wanted[0], width=wanted[1], channels=3, fit="stretch")
-    header = images._header(image, None)  # noqa: SLF001 - pixels alone do not tell
-    assert images._reduction(image, header, spec) == times  # noqa: SLF001
-
-
 def test_a_turned_jpeg_is_decoded_smaller_before_it_is_turned() -> None:
     """A lying picture that stands upright by EXIF comes out as Pillow's smaller decoding of it, turned."""
     exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
@@ -232,52 +206,6 @@ def test_a_turned_jpeg_is_decoded_smaller_before_it_is_turned() -> None:
     image.draft("RGB", (320, 80))
     turned = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(images.decode(data, PixelSpec(height=320, width=80, channels=3)), turned)
-
-
-def _photograph(width: int, height: int) -> Image.Image:
-    """Noise like a photograph's: its spectrum falls with the frequency, and colours vary less than brightness."""
-    across, down = np.fft.rfftfreq(width), np.fft.fftfreq(height)[:, None]
-    frequency = np.hypot(across, down)
-    frequency[0, 0] = np.inf
-    waves = np.random.default_rng(11).normal(size=(3, 2, *frequency.shape))
-    planes = np.fft.irfft2((waves[:, 0] + 1j * waves[:, 1]) / frequency, s=(height, width))
-    scaled = planes / planes.std() * np.array([50, 15, 15])[:, None, None]
-    return Image.fromarray((128 + scaled).clip(0, 255).astype(np.uint8).transpose(1, 2, 0), "YCbCr").convert("RGB")
-
-
-@pytest.mark.parametrize(("kind", "bound"), [("PNG", 2.5), ("JPEG", 5)])
-@pytest.mark.parametrize("side", [300, 224, 193, 188, 150, 112, 100, 64, 47, 32])
-def test_resizing_is_close_to_pillows_bilinear_filter(kind: str, bound: float, side: int) -> None:
-    """At any ratio even a picture full of detail differs in the mean by little from what Pillow makes of it."""
-    data = _saved(_photograph(512, 384), kind, quality=90)
-    ours = images.decode(data, PixelSpec(height=side, width=side, channels=3)).astype(int)
-    theirs = Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.BILINEAR, box=(64, 0, 448, 384))
-    assert np.abs(ours - np.asarray(theirs)).mean() < bound
-
-
-def test_every_vector_unit_gives_the_same_pixels() -> None:
-    """With AVX2 and without, where a processor has it, resizing gives the same bytes at every ratio."""
-    program = """
-import hashlib, numpy as np
-from pipeline import images
-from pipeline.artifacts import PixelSpec
-random, told = np.random.default_rng(12), hashlib.sha256()
-for side in range(8, 120):
-    noise = images.encode_png(random.integers(0, 256, (101, 119, 3), np.uint8))
-    told.update(images.decode(noise, PixelSpec(height=side, width=side, channels=3)).tobytes())
-print(told.hexdigest())
-"""
-    digests = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | {"OPENCV_CPU_DISABLE": disabled},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
-        for disabled in ("", "AVX2,AVX,FP16")
-    ]
-    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -300,44 +228,6 @@ def test_a_damaged_exif_block_changes_nothing() -> None:
     for exif in (b"II*\0\xff\xff\xff\x7f", b"MM", b"XX*\0", b"II*\0\x08\0\0\0\xff\xff"):
         data = _saved(picture, "JPEG", exif=b"Exif\0\0" + exif)
         np.testing.assert_array_equal(images.decode(data, _same_size(data)), images.decode(plain, _same_size(plain)))
-
-
-@given(
-    st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.integers(8, 40), st.sampled_from(["crop", "stretch"])
-)
-@settings(max_examples=150, deadline=None)
-def test_a_plain_colour_stays_plain(width: int, height: int, rows: int, columns: int, fit: str) -> None:
-    """Whatever the sizes, an image of one colour becomes exactly that colour."""
-    data = images.encode_png(np.full((height, width, 3), (13, 200, 77), np.uint8))
-    decoded = images.decode(data, PixelSpec(height=rows, width=columns, channels=3, fit=fit))
-    assert (decoded == (13, 200, 77)).all()
-
-
-def test_a_fitting_image_is_never_resampled() -> None:
-    """At the target's size the pixels are the stored ones, for crop and stretch alike."""
-    stored = _noise(7, 32, 48, 3)
-    for fit in ("crop", "stretch"):
-        spec = PixelSpec(height=32, width=48, channels=3, fit=fit)
-        np.testing.assert_array_equal(images.decode(images.encode_png(stored), spec), stored)
-
-
-@pytest.mark.parametrize(("width", "height"), [(100, 40), (40, 100), (101, 40), (41, 101)])
-def test_crop_takes_the_largest_centred_part(width: int, height: int) -> None:
-    """What lies outside the centred square leaves no trace; what lies inside is all used."""
-    side = min(width, height)
-    stored = np.zeros((height, width, 1), np.uint8)
-    top, left = (height - side) // 2, (width - side) // 2
-    stored[top : top + side, left : left + side] = 255
-    decoded = images.decode(images.encode_png(stored), PixelSpec(height=16, width=16, channels=1))
-    assert (decoded == 255).all()
-
-
-def test_one_axis_shrinks_while_the_other_grows_without_aliasing() -> None:
-    """Stripes of one pixel along a shrinking axis average to grey, also when the other axis grows."""
-    stored = np.zeros((8, 64, 1), np.uint8)
-    stored[:, ::2] = 200
-    decoded = images.decode(images.encode_png(stored), PixelSpec(height=16, width=8, channels=1, fit="stretch"))
-    assert (decoded == 100).all()
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1, 3]), st.integers(0, 2**32))

@@ -24,7 +24,7 @@ KEY = "0123/lease.json"
 @pytest.fixture
 def store() -> Store:
     """An empty zone in memory."""
-    return Store(MemoryStore(), "memory://zone", patience_s=0)
+    return Store(MemoryStore(), "memory://zone")
 
 
 def lease_state(store: Store) -> LeaseState:
@@ -209,7 +209,7 @@ class Outage(Store):
 
 def test_an_outage_longer_than_the_ttl_does_not_lose_the_lease() -> None:
     """When the store comes back and nobody took the lease, the holder goes on with the same fence."""
-    store = Outage(MemoryStore(), "memory://checkpoints", patience_s=0)
+    store = Outage(MemoryStore(), "memory://checkpoints")
     with leases.acquire(store, KEY, "training run 0123", ttl_s=0.3) as lease:
         store.away = True
         time.sleep(1.0)
@@ -222,7 +222,7 @@ def test_an_outage_longer_than_the_ttl_does_not_lose_the_lease() -> None:
 
 def test_a_lease_that_cannot_be_released_does_not_hide_the_result() -> None:
     """When the store is away at the end, the block still ends normally; the lease runs out by itself."""
-    store = Outage(MemoryStore(), "memory://checkpoints", patience_s=0)
+    store = Outage(MemoryStore(), "memory://checkpoints")
     with leases.acquire(store, KEY, "training run 0123", ttl_s=0.5):
         store.away = True
     store.away = False

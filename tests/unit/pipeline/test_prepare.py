@@ -4,14 +4,14 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import synthetic
-from obstore.store import MemoryStore, ObjectStore
+from mortal_store import KilledError, MortalStore
+from obstore.store import MemoryStore
 
 from pipeline import compaction, dataset_versions, datasets, images, packing, quarantine
 from pipeline.artifacts import DatasetVersion, PrepareConfig
@@ -314,50 +314,6 @@ def test_a_run_that_was_interrupted_goes_on(zones: Zones, monkeypatch: pytest.Mo
     assert loaded(zones, result.version) == loaded(*from_scratch(zones))
 
 
-class Killed(BaseException):
-    """What a process that is killed does not get to handle."""
-
-
-class MortalStore(Store):
-    """A store whose process is killed at its n-th write, just before it or just after it."""
-
-    def __init__(self, backend: ObjectStore, writes: int, *, after: bool) -> None:
-        super().__init__(backend, "memory://datasets", threads=4, patience_s=0)
-        self.left = writes
-        self.after = after
-
-    def put(self, key: str, data: bytes) -> None:
-        """Die, or write."""
-        with self.dying():
-            super().put(key, data)
-
-    def write_once(self, key: str, data: bytes) -> bytes:
-        """Die, or write."""
-        with self.dying():
-            return super().write_once(key, data)
-
-    def compare_and_swap(self, key: str, data: bytes, *, etag: str | None) -> None:
-        """Die, or write."""
-        with self.dying():
-            super().compare_and_swap(key, data, etag=etag)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Die, or delete."""
-        for key in keys:
-            with self.dying():
-                super().delete([key])
-
-    @contextmanager
-    def dying(self) -> Iterator[None]:
-        """One write."""
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise Killed
-        yield
-        if self.left == 0:
-            raise Killed
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_any_write(zones: Zones, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
     """Whatever write is the last one, all versions that are there load, and the next preparation puts all right."""
@@ -370,17 +326,17 @@ def test_killed_at_any_write(zones: Zones, monkeypatch: pytest.MonkeyPatch, afte
     zones.images.delete([found.key for found in list(zones.images.listing("cats"))[::3]])
     synthetic.put_classes(zones, "cats", 10, start=100)
     expected = loaded(*from_scratch(zones))
-    finished, writes = False, 0
+    finished, writes = False, -1
     while not finished:
         writes += 1
         backend = MemoryStore()
-        datasets_zone = Store(backend, "memory://datasets", patience_s=0)
+        datasets_zone = Store(backend, "memory://datasets")
         for key, data in objects.items():
             datasets_zone.put(key, data)
         try:
-            prepare(replace(zones, datasets=MortalStore(backend, writes, after=after)), "cats", CONFIG)
+            prepare(replace(zones, datasets=MortalStore(datasets_zone, writes, after=after)), "cats", CONFIG)
             finished = True
-        except Killed:
+        except KilledError:
             pass
         again = replace(zones, datasets=datasets_zone)
         assert loaded(again, first)

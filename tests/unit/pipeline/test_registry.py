@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 from obstore.store import MemoryStore
-from tiny_models import evaluated, exported, memory_store, refuse_inconsistent, register, training_run
+from synthetic import memory_store
+from tiny_models import evaluated, exported, refuse_inconsistent, register, training_run
 
 from pipeline import aliases, registry
 from pipeline.aliases import CHAMPION, NEWEST
@@ -30,7 +31,7 @@ class DyingStore(Store):
     """A store whose process dies at its ``lives``-th write, before or after that write went through."""
 
     def __init__(self, backend: MemoryStore, lives: int, *, after: bool) -> None:
-        super().__init__(backend, "memory://zone", patience_s=0)
+        super().__init__(backend, "memory://zone")
         self.lives = lives
         self.after = after
 

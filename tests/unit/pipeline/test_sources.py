@@ -6,7 +6,8 @@ from obstore.store import MemoryStore
 
 from pipeline import quarantine, raw, sources
 from pipeline.errors import InvalidInput
-from pipeline.raw import LABELS, RawListing, list_raw
+from pipeline.labels_table import LABELS
+from pipeline.raw import RawListing, list_raw
 from pipeline.sources import ImportReport, dataset_name, import_folder, summary
 from pipeline.store import Store
 from pipeline.zones import Zones
@@ -18,7 +19,7 @@ NFD = "e\u0301"
 @pytest.fixture
 def memory_zones() -> Zones:
     """Zones in memory."""
-    return Zones(*(Store(MemoryStore(), "memory://", patience_s=0) for _ in range(5)))
+    return Zones(*(Store(MemoryStore(), "memory://") for _ in range(5)))
 
 
 def _folder(folder: Path, *paths: str) -> Path:

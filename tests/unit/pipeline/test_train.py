@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import small_training as small
+import synthetic
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=0.2)
 @pytest.fixture
 def zones() -> Zones:
     """Empty zones in memory."""
-    return Zones(*(small.memory_store() for _ in range(5)))
+    return Zones(*(synthetic.memory_store() for _ in range(5)))
 
 
 @pytest.fixture

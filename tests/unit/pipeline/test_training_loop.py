@@ -4,6 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import small_training as small
+import synthetic
 import torch
 from obstore.store import MemoryStore
 
@@ -26,7 +27,7 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 def test_it_learns_and_writes_history() -> None:
     """Training tells classes apart that differ in brightness, and notes each epoch."""
-    training = small.run_once(small.memory_store(), TrainConfig(epochs=8, batch_size=16, learning_rate=0.2))
+    training = small.run_once(synthetic.memory_store(), TrainConfig(epochs=8, batch_size=16, learning_rate=0.2))
     history = training.position.history
     assert [line.epoch for line in history] == list(range(1, 9))
     assert [line.step for line in history] == list(range(4, 33, 4))
@@ -37,9 +38,9 @@ def test_it_learns_and_writes_history() -> None:
 
 def test_the_same_run_twice_is_the_same_bit_for_bit() -> None:
     """Without interruption, weights depend on nothing but data and configuration."""
-    first, second = (small.run_once(small.memory_store(), CONFIG) for _ in range(2))
+    first, second = (small.run_once(synthetic.memory_store(), CONFIG) for _ in range(2))
     assert small.equal(small.weights_of(first), small.weights_of(second))
-    other = small.run_once(small.memory_store(), CONFIG.model_copy(update={"seed": 1}))
+    other = small.run_once(synthetic.memory_store(), CONFIG.model_copy(update={"seed": 1}))
     assert not small.equal(small.weights_of(first), small.weights_of(other))
 
 
@@ -47,9 +48,9 @@ def test_the_same_run_twice_is_the_same_bit_for_bit() -> None:
 def test_stopped_anywhere_and_resumed_ends_the_same(architecture: str) -> None:
     """Asked to stop at each single step, between epochs or while judging, a run still ends with the same weights."""
     config = TrainConfig.model_validate(CONFIG.model_dump() | {"architecture": architecture, "shift": 1})
-    whole = small.run_once(small.memory_store(), config)
+    whole = small.run_once(synthetic.memory_store(), config)
     for asked in range(1, STEPS + 4) if architecture == "small_resnet" else [2, 9]:
-        store = small.memory_store()
+        store = synthetic.memory_store()
         with pytest.raises(TrainingStopped, match=r"the same command goes on from there"):
             small.run_once(store, config, run=RUN, should_stop=stop_after(asked))
         resumed = small.run_once(store, config, run=RUN)
@@ -65,27 +66,27 @@ def test_stopped_again_and_again(request: pytest.FixtureRequest) -> None:
     seed = random.randrange(2**32)
     print(f"{request.node.name}: seed {seed}")  # noqa: T201 - shown when it fails
     moments = random.Random(seed)
-    store = small.memory_store()
+    store = synthetic.memory_store()
     for _ in range(3 * STEPS):
         try:
             resumed = small.run_once(store, CONFIG, run=RUN, should_stop=stop_after(moments.randint(1, 3)))
         except TrainingStopped:
             continue
         break
-    assert small.equal(small.weights_of(small.run_once(small.memory_store(), CONFIG)), small.weights_of(resumed))
+    assert small.equal(small.weights_of(small.run_once(synthetic.memory_store(), CONFIG)), small.weights_of(resumed))
 
 
 def test_when_it_saves_does_not_matter() -> None:
     """Saving after every step gives the same weights as saving after epochs alone."""
-    rarely = small.run_once(small.memory_store(), CONFIG)
-    always = small.run_once(small.memory_store(), CONFIG, save_every_s=0.0)
+    rarely = small.run_once(synthetic.memory_store(), CONFIG)
+    always = small.run_once(synthetic.memory_store(), CONFIG, save_every_s=0.0)
     assert small.equal(small.weights_of(rarely), small.weights_of(always))
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_only() -> None:
     """Resumed from the checkpoint before the damaged one, a run still ends with the same weights."""
-    whole = small.run_once(small.memory_store(), CONFIG)
-    store = small.memory_store()
+    whole = small.run_once(synthetic.memory_store(), CONFIG)
+    store = synthetic.memory_store()
     with pytest.raises(TrainingStopped):
         small.run_once(store, CONFIG, run=RUN, should_stop=stop_after(9), save_every_s=0.0)
     states = sorted(found.key for found in store.listing(RUN) if found.key.endswith(checkpoints.STATE))
@@ -95,7 +96,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_only() -> None:
 
 def test_other_surroundings_are_said_to_be_inexact(caplog: pytest.LogCaptureFixture) -> None:
     """Resumed with another number of threads, a run goes on, and result and log say that exactness is gone."""
-    store = small.memory_store()
+    store = synthetic.memory_store()
     with pytest.raises(TrainingStopped):
         small.run_once(store, CONFIG, run=RUN, should_stop=stop_after(5))
     threads = torch.get_num_threads()
@@ -114,7 +115,7 @@ def test_awkward_datasets_train(labels: list[int], batch_size: int) -> None:
     """Two images, an odd one more than whole batches, one image of a class, 500 classes: all train."""
     data = small.splits() | {"train": small.split_of(np.array(labels)), "validation": small.split_of(np.array([0]))}
     config = TrainConfig(epochs=1, batch_size=batch_size, learning_rate=0.01)
-    training = small.run_once(small.memory_store(), config, data)
+    training = small.run_once(synthetic.memory_store(), config, data)
     assert training.position.step >= 1
     assert training.position.history[0].epoch == 1
 
@@ -122,12 +123,12 @@ def test_awkward_datasets_train(labels: list[int], batch_size: int) -> None:
 def test_one_image_is_too_few() -> None:
     """A training split of one image is refused before any work, in a sentence."""
     with pytest.raises(InvalidInput, match="at least two images"):
-        small.run_once(small.memory_store(), CONFIG, small.splits(images=1))
+        small.run_once(synthetic.memory_store(), CONFIG, small.splits(images=1))
 
 
 def test_without_validation_the_last_epoch_is_the_best() -> None:
     """No validation split: the history says None, and the last checkpoint is the result."""
-    training = small.run_once(small.memory_store(), CONFIG, small.splits(held_out=0))
+    training = small.run_once(synthetic.memory_store(), CONFIG, small.splits(held_out=0))
     assert [line.validation_accuracy for line in training.position.history] == [None] * 3
     assert training.position.best_epoch == 3
     assert training.position.best.endswith(f"{STEPS:09d}/checkpoint.json")
@@ -169,7 +170,7 @@ def test_the_best_epoch(earlier: list[float | None], new: float | None, images: 
 
 def test_only_the_newest_two_and_the_best_are_left() -> None:
     """After a long run the store holds at most three checkpoints, the best one among them."""
-    store = small.memory_store()
+    store = synthetic.memory_store()
     training = small.run_once(store, CONFIG, run=RUN, save_every_s=0.0)
     manifests = [found.key for found in store.listing(RUN) if found.key.endswith(checkpoints.MANIFEST)]
     assert 2 <= len(manifests) <= 3
@@ -179,7 +180,7 @@ def test_only_the_newest_two_and_the_best_are_left() -> None:
 @pytest.mark.parametrize("poisoned", ["network.head.weight", "network.stem.0.1.running_mean"])
 def test_divergence_is_said_and_never_stored(poisoned: str) -> None:
     """NaN in the loss or in a weight ends training with epoch, step, rate and advice, and no checkpoint holds it."""
-    store = small.memory_store()
+    store = synthetic.memory_store()
 
     def poison(progress: Progress) -> None:
         if progress.done == 4 and "accuracy" in progress.note:
@@ -210,7 +211,7 @@ class Unreliable(Store):
 
 def unreliable(*refused: int) -> Unreliable:
     """A store that refuses to write the states of these steps."""
-    store = Unreliable(MemoryStore(), "memory://zone", patience_s=0)
+    store = Unreliable(MemoryStore(), "memory://zone")
     store.refused = frozenset(refused)
     return store
 
@@ -219,7 +220,7 @@ def test_training_survives_a_store_that_is_away(caplog: pytest.LogCaptureFixture
     """A checkpoint within an epoch that cannot be stored is given up, which the log says; the weights are the same."""
     training = small.run_once(unreliable(2, 3, 6), CONFIG, save_every_s=0.0)
     assert caplog.text.count("training goes on without the checkpoint") == 3
-    assert small.equal(small.weights_of(training), small.weights_of(small.run_once(small.memory_store(), CONFIG)))
+    assert small.equal(small.weights_of(training), small.weights_of(small.run_once(synthetic.memory_store(), CONFIG)))
 
 
 def test_an_epoch_that_cannot_be_stored_ends_the_run_resumably() -> None:
@@ -229,12 +230,12 @@ def test_an_epoch_that_cannot_be_stored_ends_the_run_resumably() -> None:
         small.run_once(store, CONFIG, run=RUN)
     store.refused = frozenset()
     resumed = small.run_once(store, CONFIG, run=RUN)
-    assert small.equal(small.weights_of(resumed), small.weights_of(small.run_once(small.memory_store(), CONFIG)))
+    assert small.equal(small.weights_of(resumed), small.weights_of(small.run_once(synthetic.memory_store(), CONFIG)))
 
 
 def test_an_orphan_writes_nothing() -> None:
     """A process whose lease was taken over leaves the store as it was."""
-    store = small.memory_store()
+    store = synthetic.memory_store()
 
     def take_over(progress: Progress) -> None:
         if progress.done == 8:
@@ -256,7 +257,7 @@ def test_an_orphan_writes_nothing() -> None:
 def test_progress_tells_stage_steps_loss_and_speed() -> None:
     """Whoever listens hears the stage, the steps done of all, the loss and the images per second."""
     heard: list[Progress] = []
-    small.run_once(small.memory_store(), CONFIG, on_progress=heard.append)
+    small.run_once(synthetic.memory_store(), CONFIG, on_progress=heard.append)
     assert {(progress.stage, progress.total, progress.unit) for progress in heard} == {("training", STEPS, "steps")}
     assert "images/s" in heard[0].note
     assert heard[-1].done == STEPS

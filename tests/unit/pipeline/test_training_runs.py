@@ -16,7 +16,7 @@ RUN = "0123456789abcdef"
 @pytest.fixture
 def store() -> Store:
     """An empty checkpoints zone in memory."""
-    return Store(MemoryStore(), "memory://checkpoints", patience_s=0)
+    return Store(MemoryStore(), "memory://checkpoints")
 
 
 def dataset(name: str = "cats", version: str = "a" * 16) -> DatasetVersion:

@@ -13,7 +13,7 @@ class _S3Like(Store):
     """A store in memory whose etags are MD5s, as S3's are."""
 
     def __init__(self) -> None:
-        super().__init__(MemoryStore(), "memory://", patience_s=0)
+        super().__init__(MemoryStore(), "memory://")
         self.written: list[str] = []
 
     def listing(self, prefix: str = "") -> Iterator[StoredObject]:
@@ -48,7 +48,7 @@ def test_what_is_missing_or_differs_is_written_and_nothing_else() -> None:
 
 def test_where_etags_are_no_digests_everything_is_written_again() -> None:
     """A store with other etags gets all bytes again, and holds the same afterwards."""
-    store = Store(MemoryStore(), "memory://", patience_s=0)
+    store = Store(MemoryStore(), "memory://")
     store.put("d/a", b"1")
     with _plan(a=b"1") as plan:
         assert upload(plan, store, lambda source: source, silent) == Uploaded(1, 0, 1)

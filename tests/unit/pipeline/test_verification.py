@@ -76,10 +76,10 @@ class Rotten(Store):
 def test_a_raw_image_that_rotted_is_found() -> None:
     """Other bytes under the etag that was prepared are a fault of the store, and named."""
     backend = MemoryStore()
-    zones = with_images(synthetic.memory_zones(), Store(backend, "memory://images", patience_s=0))
+    zones = with_images(synthetic.memory_zones(), Store(backend, "memory://images"))
     synthetic.put_classes(zones, NAME, 8)
     prepare(zones, NAME, CONFIG)
-    (broken,) = verify(with_images(zones, Rotten(backend, "memory://images", patience_s=0))).broken
+    (broken,) = verify(with_images(zones, Rotten(backend, "memory://images"))).broken
     assert broken.address == f"memory://images/{NAME}/class-002/000002.png"
     assert "under the same etag" in broken.fault
 
@@ -146,9 +146,9 @@ def test_a_store_that_is_away_is_no_finding() -> None:
 
     backend = MemoryStore()
     zones = synthetic.memory_zones()
-    models = Store(backend, "memory://models", patience_s=0)
+    models = Store(backend, "memory://models")
     tiny_models.register(zones.checkpoints, models, NAME, 1)
-    away = Away(backend, "memory://models", patience_s=0)
+    away = Away(backend, "memory://models")
     with pytest.raises(StoreUnavailable):
         verify(Zones(zones.images, zones.datasets, zones.checkpoints, away, zones.predictions))
 

@@ -116,7 +116,7 @@ class Flickering(Store):
 
 def test_a_store_that_goes_away_says_nothing_against_a_version() -> None:
     """A version that could not be read for an outage is not the one blamed, and is loaded at the next look."""
-    models = Registry(Store(MemoryStore(), "memory:"), Flickering(MemoryStore(), "memory:", patience_s=0))
+    models = Registry(Store(MemoryStore(), "memory:"), Flickering(MemoryStore(), "memory:"))
     version = models.register(1)
     models.point_at(version)
     watching = watch(models)

@@ -1,9 +1,9 @@
 """Writes the golden images, ``cases.json`` and ``pixels.npz``: ``python tests/unit/pipeline/golden/make.py``.
 
-What an image must decode to is computed here from known samples by the definitions of ``pipeline/images.py``'s
-docstring, never by that module; only lossy images are decoded, by Pillow. What is resized is computed in integers, as
-docs/decisions/decoding.md defines it. Written once, kept for ever: a decoder that answers otherwise breaks every
-dataset and model made before, and must raise ``PIXEL_FORMAT``.
+What an image must decode to is computed here from known samples by the definitions in the docstrings of
+``pipeline/images.py`` and ``pipeline/resizing.py``, never by those modules; only lossy images are decoded, by Pillow.
+What is resized is computed in integers, as docs/decisions/decoding.md defines it. Written once, kept for ever: a
+decoder that answers otherwise breaks every dataset and model made before, and must raise ``PIXEL_FORMAT``.
 """
 
 import io

@@ -1,0 +1,205 @@
+"""How a run behaves in Prefect: what its state says, when it is tried again, what its log and the UI show.
+
+- **A failed run says one sentence**, the one that a person would read; a caller still gets the error itself.
+- **Only a store that stayed away for all of its patience is asked once more**: repeating a person's mistake does not
+  mend it, and retries within retries would add up.
+- **Steps are plain functions and run in threads**; their progress, and their waiting for the store, go to the log of
+  the run.
+"""
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from prefect import State, Task, aserve, flow, get_run_logger, task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import TerminationSignal
+from prefect.flows import Flow
+from prefect.states import Failed
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.annotations import quote
+from prefect.utilities.callables import ParameterSchema
+from prefect.utilities.hashing import file_hash
+
+from pipeline import patience, report
+from pipeline.artifacts import EvaluationReport
+from pipeline.errors import SafelightError, StoreUnavailable
+from pipeline.progress import plain_lines
+from pipeline.settings import Settings
+from pipeline.zones import Zones, open_zones, reachable
+
+RUNS_AT_ONCE = 4
+P = ParamSpec("P")
+R = TypeVar("R")
+Item = TypeVar("Item")
+
+
+def one_sentence_flow(
+    **options: Any,
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]:
+    """A flow whose failed run says the sentence of its error; ``options`` are those of Prefect's ``flow``."""
+
+    def decorated(body: Callable[P, Coroutine[Any, Any, R]]) -> Flow[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return await body(*args, **kwargs)
+            except SafelightError as error:
+                # Prefect takes a returned state as the run's own, and raises its data where the flow was called.
+                return Failed(message=str(error), data=error)  # type: ignore[return-value]
+
+        # Prefect's own choice would be a hash of the file of ``run``, and that is this one.
+        return flow(version=file_hash(inspect.getfile(body)), **options)(run)
+
+    return decorated
+
+
+def network_task(
+    **options: Any,
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """A task that touches the object store or a server; while it waits for one, the run's log says so too."""
+
+    def decorated(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with _waits_told(get_run_logger()):
+                return await body(*args, **kwargs)
+
+        return task(retries=1, retry_delay_seconds=5, retry_condition_fn=_is_store_away, **options)(run)
+
+    return decorated
+
+
+async def surroundings() -> tuple[Settings, Zones]:
+    """Settings and opened zones, in each task: it may run on another machine than the last one.
+
+    Raises:
+        InvalidSettings: a setting is wrong, or the store does not keep its promises.
+        StoreError: the store cannot be reached, or refuses the credentials.
+    """
+    settings = await asyncio.to_thread(reachable, Settings.from_environ(os.environ))
+    return settings, await asyncio.to_thread(opened, settings)
+
+
+@functools.lru_cache(maxsize=1)
+def opened(settings: Settings) -> Zones:
+    """The zones; a process that runs one task after another opens them once."""
+    return open_zones(settings)
+
+
+async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Run a step in a thread, with its progress in the run's log."""
+    return await asyncio.to_thread(step, *args, **kwargs, on_progress=plain_lines(get_run_logger().info))
+
+
+def as_tasks(one: Callable[[Item], Coroutine[Any, Any, R]]) -> Callable[[object, Iterable[Item]], Iterator[R]]:
+    """What a step may map its items with: each goes, in turn, through the task ``one`` on the event loop of this call.
+
+    The step runs in a thread meanwhile; its own function for an item is not used.
+    """
+    loop = asyncio.get_running_loop()
+
+    def mapped(_own: object, items: Iterable[Item]) -> Iterator[R]:
+        for item in items:
+            # Quoted, or Prefect would look into all that it holds (10,000 keys, say) for results of other tasks.
+            task_run = one(quote(item))  # type: ignore[arg-type]  # Prefect unquotes it
+            yield asyncio.run_coroutine_threadsafe(task_run, loop).result()
+
+    return mapped
+
+
+class Stopwatch:
+    """Wall-clock seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    async def time(self, stage: str, work: Awaitable[R]) -> R:
+        """Await ``work`` and keep how long it took."""
+        begun = time.monotonic()
+        result = await work
+        self.seconds[stage] = round(time.monotonic() - begun, 2)
+        return result
+
+
+def say(lines: Iterable[str]) -> None:
+    """Write what a step came to in the run's log."""
+    for line in lines:
+        get_run_logger().info("%s", line)
+
+
+async def publish(judged: EvaluationReport) -> None:
+    """Show an evaluation in the Prefect UI: table, summary and confusion matrix."""
+    name = judged.training_run.dataset.dataset.replace("_", "-")  # the UI's keys have no underscore
+    await acreate_table_artifact(
+        key=f"classes-{name}",
+        table=[row.model_dump() for row in judged.classes],
+        description="How each class fared on the test split.",
+    )
+    await acreate_markdown_artifact(
+        key=f"evaluation-{name}", markdown=report.summary_markdown(judged), description="Evaluation"
+    )
+    await acreate_image_artifact(
+        key=f"confusion-{name}",
+        image_url=report.confusion_data_uri(judged),
+        description="Confusion matrix: rows are true classes, columns predicted ones.",
+    )
+
+
+def run_here(run: Coroutine[Any, Any, R]) -> R:
+    """Finish a flow's run in this process, where SIGTERM is what Ctrl-C is.
+
+    Raises:
+        KeyboardInterrupt: one of the two came.
+    """
+    try:
+        return asyncio.run(run)
+    except TerminationSignal as signal:
+        raise KeyboardInterrupt from signal
+
+
+class OnlyKnownParameters(ParameterSchema):
+    """A flow's parameters as JSON schema, in which others are refused."""
+
+    additionalProperties: Literal[False]  # noqa: N815 - JSON schema's name
+
+
+async def serve(flows: Iterable[Flow[..., Any]]) -> None:
+    """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
+    found = [
+        await each.ato_deployment(name=each.name, entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
+        for each in flows
+    ]
+    for deployment in found:
+        # A parameter that the flow does not have would crash the run after its start.
+        known = deployment._parameter_openapi_schema.model_dump()  # noqa: SLF001 - Prefect offers no other way
+        deployment._parameter_openapi_schema = OnlyKnownParameters(**known, additionalProperties=False)  # noqa: SLF001
+    await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)
+
+
+async def _is_store_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task deserves another try."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, StoreUnavailable)
+
+
+@contextmanager
+def _waits_told(run_log: logging.Logger | logging.LoggerAdapter[Any]) -> Iterator[None]:
+    """Say in a run's log, and nowhere else, what is said of waiting for the store, from whichever thread."""
+    handler = logging.Handler()
+    handler.emit = lambda record: run_log.warning("%s", record.getMessage())  # type: ignore[method-assign]
+    waiting = logging.getLogger(patience.__name__)
+    waiting.addHandler(handler)
+    waiting.propagate = False
+    try:
+        yield
+    finally:
+        waiting.removeHandler(handler)
+        waiting.propagate = not waiting.handlers

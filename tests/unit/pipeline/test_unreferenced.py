@@ -1,0 +1,110 @@
+"""What is referred to is never garbage, whatever lies around it, and what is not is garbage in time."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import unreferenced
+from pipeline.store import StoredObject
+from pipeline.unreferenced import Garbage, Limits
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+NAMES = [f"{number:064x}" for number in range(6)]
+RUN = "0123456789abcdef"
+VERSION = "20261122T010203Z-0123abcd"
+AGES = st.sampled_from([timedelta(0), timedelta(hours=1), timedelta(days=2), timedelta(days=40)])
+LIMITS = st.builds(
+    Limits,
+    older_than=st.sampled_from([timedelta(0), timedelta(hours=24)]),
+    abandoned=st.sampled_from([None, timedelta(days=7)]),
+)
+
+
+def stored(key: str, age: timedelta) -> StoredObject:
+    """A line of a listing."""
+    return StoredObject(key, 10, "etag", NOW - age)
+
+
+def listings(*patterns: str) -> st.SearchStrategy[list[StoredObject]]:
+    """Listings of keys of these forms, of any ages."""
+    keys = st.one_of(*(st.from_regex(re.compile(pattern), fullmatch=True) for pattern in patterns))
+    return st.lists(st.builds(stored, keys, AGES), unique_by=lambda each: each.key, max_size=30)
+
+
+def keys_of(found: Sequence[Garbage]) -> set[str]:
+    """The keys that are garbage."""
+    return {each.key for each in found}
+
+
+PARTS = rf"cats/(shards/({'|'.join(NAMES)})\.safetensors|index/({'|'.join(NAMES)})\.parquet)"
+OTHERS = r"cats/([0-9a-f]{16}/manifest\.json|latest\.json|lease\.json|[a-z]{1,5}(/[a-z]{1,5})?)"
+WORK = r"cats/work/28x28-crop-1/[0-9a-f]{4}"
+LISTS = r"cats/quarantine/[0-9a-f]{16}\.jsonl"
+
+
+@given(listings(PARTS, OTHERS, WORK, LISTS), st.sets(st.sampled_from(NAMES)), LIMITS)
+def test_a_dataset_loses_nothing_that_a_version_names(
+    listing: list[StoredObject], named: set[str], limits: Limits
+) -> None:
+    """Only unnamed parts, unfinished work and old lists are garbage, each older than its limit; all such are."""
+    keys = {f"cats/shards/{name}.safetensors" for name in named} | {f"cats/index/{name}.parquet" for name in named}
+    found = keys_of(unreferenced.dataset_garbage(listing, keys, NOW, limits))
+    ages = {each.key: NOW - each.modified for each in listing}
+    preparing = any(re.fullmatch(WORK, key) and age <= limits.older_than for key, age in ages.items())
+    for key, age in ages.items():
+        part = re.fullmatch(PARTS, key) and key not in keys
+        expected = (part or re.fullmatch(WORK, key)) and age > limits.older_than and not preparing
+        expected = expected or (re.fullmatch(LISTS, key) and age > limits.quarantine)
+        assert (key in found) is bool(expected), key
+
+
+CHECKPOINTS = rf"{RUN}/checkpoints/00000[12]-00000000[123]/(checkpoint\.json|state\.safetensors)"
+OF_A_RUN = rf"{RUN}/(lease\.json|result\.json|evaluation/report\.html|export/model\.onnx|[a-z]{{1,4}}/[a-z])"
+BEST = f"{RUN}/checkpoints/000002-000000002/checkpoint.json"
+
+
+@given(listings(CHECKPOINTS, OF_A_RUN), LIMITS)
+def test_a_finished_run_keeps_its_best_checkpoint(listing: list[StoredObject], limits: Limits) -> None:
+    """Old checkpoints but the best go, and the lease; result, evaluation, export and what is unknown stay."""
+    found = keys_of(unreferenced.run_garbage(listing, BEST, NOW, limits))
+    for each in listing:
+        best = each.key.startswith(BEST.removesuffix("checkpoint.json"))
+        goes = re.fullmatch(CHECKPOINTS, each.key) is not None and not best
+        goes = goes or each.key == f"{RUN}/lease.json"
+        assert (each.key in found) is (goes and NOW - each.modified > limits.older_than), each.key
+
+
+@given(listings(CHECKPOINTS, OF_A_RUN), LIMITS)
+def test_an_unfinished_run_goes_as_a_whole_or_not_at_all(listing: list[StoredObject], limits: Limits) -> None:
+    """Without a limit for abandoned runs nothing goes; with one all checkpoints, once the newest is old enough."""
+    found = keys_of(unreferenced.run_garbage(listing, None, NOW, limits))
+    parts = {each for each in listing if re.fullmatch(rf"{RUN}/(checkpoints|evaluation|export)/.*", each.key)}
+    if limits.abandoned is None or any(NOW - each.modified <= limits.abandoned for each in parts):
+        assert not found
+    else:
+        assert found == {each.key for each in listing if each in parts or each.key == f"{RUN}/lease.json"}
+
+
+@given(
+    listings(
+        rf"pets/({VERSION}|20261122T010203Z-ffffffff)/(manifest\.json|model\.onnx|report\.html|deployment\.json)",
+        r"pets/(lease\.json|aliases/[a-z]{1,4}\.json|[a-z]{1,4}/model\.onnx)",
+    ),
+    st.sampled_from([set(), {VERSION}]),
+    LIMITS,
+)
+def test_a_version_with_manifest_or_alias_keeps_all_files(
+    listing: list[StoredObject], live: set[str], limits: Limits
+) -> None:
+    """Files of a version go only where it has no manifest, no alias names it, and none of them is young."""
+    found = keys_of(unreferenced.model_garbage(listing, live, NOW, limits))
+    for each in listing:
+        version = each.key.split("/")[1]
+        files = [other for other in listing if other.key.startswith(f"pets/{version}/")]
+        complete = any(other.key.endswith("/manifest.json") for other in files)
+        young = any(NOW - other.modified <= limits.older_than for other in files)
+        half = version in {VERSION, "20261122T010203Z-ffffffff"} and not (complete or young or version in live)
+        assert (each.key in found) is half, each.key
