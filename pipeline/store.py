@@ -40,6 +40,9 @@ UPLOAD_TIMEOUT = timedelta(seconds=150)
 LARGE_BYTES = 4 << 20
 DOWNLOAD_TIMEOUT = timedelta(minutes=15)
 """For one object as a whole, however steadily it trickles."""
+READS_PER_THREAD = 2
+"""``read_many`` keeps twice as many requests under way as there are ``threads``: reads wait for the store more than
+they work, while more writes at once only get in each other's way (``docs/decisions/object-io.md``)."""
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
 CONFLICT_RETRIES = 8
@@ -73,7 +76,7 @@ class Store:
         Args:
             backend: answers requests.
             url: of the zone.
-            threads: requests at once.
+            threads: requests at once; ``READS_PER_THREAD`` times as many where many are read.
             patience: shared by the zones of one store; None: an absent store is not asked again.
             uploads: the same as ``backend`` with more time, for large bodies.
         """
@@ -171,9 +174,10 @@ class Store:
     def read_many(self, objects: Iterable[StoredObject]) -> Iterator[tuple[StoredObject, bytes | None]]:
         """Each object with its bytes, in order; None where it is gone by now.
 
-        Reads ``threads`` objects at a time and holds at most ``BYTES_IN_FLIGHT`` bytes.
+        Reads ``READS_PER_THREAD`` times ``threads`` objects at a time and holds at most ``BYTES_IN_FLIGHT`` bytes.
         """
-        yield from self._ahead(objects, self._read, lambda item: item.size)
+        threads = READS_PER_THREAD * self._threads
+        yield from ahead(objects, self._read, lambda item: item.size, threads=threads, limit=BYTES_IN_FLIGHT)
 
     def write_many(self, items: Iterable[tuple[str, bytes]]) -> Iterator[str]:
         """Put each pair of key and bytes, several at a time; yields the keys in order, as they are stored."""

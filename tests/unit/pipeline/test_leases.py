@@ -12,7 +12,7 @@ import psutil
 import pytest
 from obstore.store import MemoryStore
 
-from pipeline import leases
+from pipeline import leases, pids
 from pipeline.errors import Corrupted, LeaseHeld, LeaseLost, StoreUnavailable
 from pipeline.leases import LeaseState
 from pipeline.progress import Progress
@@ -148,7 +148,7 @@ def test_a_dead_process_of_this_machine_is_succeeded_at_once(store: Store) -> No
         process.stdout.readline()
         with leases.acquire(store, KEY, "training run 0123"):
             own = lease_state(store)
-        started = leases.process_started(process.pid)
+        started = pids.created(process.pid)
         held = write_lease(store, host=own.host, pid=process.pid, process_started=started)
         assert not leases.is_dead(held)
         process.kill()
