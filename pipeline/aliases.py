@@ -101,6 +101,12 @@ def read_alias(models: Store, model: str, alias: str) -> tuple[AliasState, str] 
         raise Corrupted(f"{models.url}/{key} is not an alias: {error}.") from error
 
 
+def etag_of(models: Store, model: str, alias: str) -> str | None:
+    """The etag of what an alias says, for one request without a body; another etag, another state. None if never set."""
+    found = models.head(_key(model, alias))
+    return found.etag if found else None
+
+
 def list_aliases(models: Store, model: str) -> dict[str, str | None]:
     """The version that each alias of a model points at, by the alias's name, sorted."""
     registry.check_name("model", model)

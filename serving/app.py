@@ -1,60 +1,110 @@
 """The composition root of the inference server."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from pipeline.store import Store
+from serving.board import Board, new_board_file
+from serving.metrics import CountedRequests, exposition
+from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
-from serving.predictor import Predictor
+from serving.page import page_router
+from serving.participant import Participant
+from serving.predictor import Predictor, share_of_cores
 from serving.problems import PROBLEM_CONTENT, answer_problems
 from serving.routes import Server, router
 from serving.schemas import Problem
 from serving.settings import ServingSettings
+from serving.status import processes
 
 DESCRIPTION = """\
 Classifies images with the model version that an alias of the registry points at, and says with each answer which
 version that was. Everything that goes wrong comes back as problem JSON (RFC 9457).
 """
+BEAT_S: Final = 0.25
+"""Between two signs of life of the event loop."""
+LOOK_S: Final = 0.02
 
 
 def create_app(settings: ServingSettings, models: Store) -> FastAPI:
-    """The server as an ASGI application; it follows the alias between its start-up and its shutdown.
-
-    ``/docs`` needs no internet: fastapi-offline brings Swagger UI's files, which FastAPI's own page loads from a CDN.
+    """The server as an ASGI application in one process; it follows the alias between its start-up and its shutdown.
 
     Args:
         settings: of this server.
         models: the models zone; opened without patience, since the watch looks again anyway.
+    """
+    board, shelf = Board(new_board_file(1)), Shelf.new()
+    watch = ModelWatch(models, settings, board, shelf)
+    return create_worker_app(settings, models, Participant(board, shelf, 0, os.getpid()), watch)
+
+
+def create_worker_app(
+    settings: ServingSettings, models: Store, participant: Participant, watch: ModelWatch | None = None
+) -> FastAPI:
+    """The application of one process of several; without a ``watch``, another process coordinates.
+
+    ``/docs`` needs no internet: fastapi-offline brings Swagger UI's files, which FastAPI's own page loads from a CDN.
     """
     app = FastAPIOffline(
         redoc_url=None,
         title=f"Safelight: {settings.model}",
         description=DESCRIPTION,
         version="1",
-        lifespan=_lifespan(settings, models),
+        lifespan=_lifespan(participant, watch),
         # In place of FastAPI's own description of a 422, which we never send.
         responses={"4XX": {"description": "Any other problem with the request.", "content": PROBLEM_CONTENT}},
     )
     app.include_router(router)
+    app.include_router(page_router(settings.model))
     answer_problems(app)
+    app.add_middleware(CountedRequests, counts=participant.board.counts(participant.seat))
     app.openapi()["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
+    threads = settings.threads or share_of_cores(settings.processes)
+    app.state.server = Server(
+        settings,
+        models,
+        participant,
+        Predictor(participant.live, threads, settings.top_k),
+        exposition(participant.board, settings.model),
+    )
     return app
 
 
-def _lifespan(settings: ServingSettings, models: Store) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    participant: Participant, watch: ModelWatch | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = ModelWatch(models, settings)
-        predictor = Predictor(settings.threads, settings.top_k)
-        app.state.server = Server(settings, models, watch, predictor)
-        watch.start()
+        participant.start()
+        beating = asyncio.create_task(_beat(participant))
+        if watch:
+            watch.start()
+        await _let_others_answer(participant)
         try:
             yield
         finally:
-            watch.stop()
-            predictor.close()
+            beating.cancel()
+            if watch:
+                watch.stop()
+            participant.stop()
+            app.state.server.predictor.close()
 
     return lifespan
+
+
+async def _beat(participant: Participant) -> None:
+    while True:
+        participant.board.beat(participant.seat)
+        await asyncio.sleep(BEAT_S)
+
+
+async def _let_others_answer(participant: Participant) -> None:
+    """Take no connection before this process has what the others answer with, as long as there are such."""
+    while not participant.has_joined and any(each.ready for each in processes(participant.board)):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)  # the others are other processes: nobody here could set an event

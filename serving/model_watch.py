@@ -1,133 +1,240 @@
-"""The model that answers, kept what the alias says: look, load, verify, warm up, and only then swap one reference.
+"""The model that answers, kept what the alias says: fetched and verified once, proposed to all processes, then live.
 
-- One thread of its own looks at the alias every ``poll_s`` seconds. Requests never wait for it, nor for the store.
-- **Whatever fails, the model that answered before goes on answering**, and ``status`` says why the new one does not.
-  A version that does not load is tried again ever more rarely, since each try downloads it; a store that does not
-  answer is asked again at the next look.
+- One thread in each replica coordinates; requests never wait for it, nor for the store.
+- **Whatever fails, the model that answered before goes on answering**, and the status says why the new one does not. A
+  version that does not load is tried again ever more rarely, since each try downloads it; a store that does not answer
+  is asked again at the next look.
 - An alias that points at nothing (the first version was taken back) does take the model away. An alias that is not
   there at all, after it was, does not: that is an accident of the store and nobody's decision.
-- The store's own patience is switched off: the next look is the retry. While a store is silent (frozen, not gone), it
-  is ``patience`` that says so in the log, and what is live goes on answering.
+- The cached version goes live only while nobody could tell this replica what the alias says.
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from pipeline import aliases, registry
 from pipeline.artifacts import utc_now
-from pipeline.errors import NotFound, SafelightError, StoreUnavailable
-from pipeline.onnx_model import OnnxModel
+from pipeline.errors import SafelightError, StoreError, StoreUnavailable
 from pipeline.store import Store
-from serving.predictor import LiveModel, warm_up
+from serving.alias_watch import AliasWatch, Reading
+from serving.board import Agreement, Board, Prepared
+from serving.model_cache import ModelCache
+from serving.model_files import ModelFile, Shelf
 from serving.schemas import SwapError
 from serving.settings import ServingSettings
+from serving.swap import Voter, verdict
 
 log = logging.getLogger(__name__)
 
-MODEL_FILE: Final = "model.onnx"
-LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S: Final = 60.0
 """Between two tries of a version that does not load."""
-STOP_PATIENCE_S = 2.0
+TICK_S: Final = 0.05
+"""How often the processes are asked how far they are: a part of how long a swap takes."""
+STOP_PATIENCE_S: Final = 2.0
+REASON_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class WatchState:
-    """What answers, and why nothing newer does; replaced as a whole, so that every reader sees a consistent one."""
+class Proposal:
+    """A version that the processes are loading."""
 
-    live: LiveModel | None = None
-    error: SwapError | None = None
+    prepared: Prepared
+    model: ModelFile | None
+    from_cache: bool
+    since: float
+    deaths: int
 
 
 class ModelWatch:
-    """Follows one model's alias, or loads one pinned version."""
+    """Coordinates one replica: follows its model's alias, or loads the version that it is pinned to."""
 
-    def __init__(self, models: Store, settings: ServingSettings) -> None:
+    def __init__(self, models: Store, settings: ServingSettings, board: Board, shelf: Shelf) -> None:
         """Nothing is read yet; ``models`` is the models zone, best opened without patience."""
-        self.state = WatchState()
         self._models = models
         self._settings = settings
+        self._board = board
+        self._shelf = shelf
+        self._alias = AliasWatch(models, settings)
+        self._cache = ModelCache(settings.cache, models.url, settings)
+        self._said = Agreement()
+        self._number = 0
+        self._proposal: Proposal | None = None
+        self._told = False
+        self._cache_asked = False
         self._failures = 0
         self._retry_at = 0.0
         self._failed: str | None = None
         self._stopping = threading.Event()
-        # A daemon: a store that accepts connections and never answers must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="model-watch", daemon=True)
 
     def start(self) -> None:
         """Begin to look."""
+        self._alias.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Cease to look; what is live stays so."""
         self._stopping.set()
-        self._thread.join(STOP_PATIENCE_S)
+        self._alias.stop()
+        if self._thread.is_alive():
+            self._thread.join(STOP_PATIENCE_S)
 
     def look(self) -> None:
-        """Look at the alias once, and follow it."""
-        wanted: str | None = None
+        """Look at the alias once, here and now, and go one step on."""
+        self._alias.look()
+        self.step()
+
+    def step(self) -> None:
+        """Go one step on towards what the alias said last."""
+        reading = self._alias.latest()
+        wanted = reading.version if reading else None
         try:
-            wanted = self._wanted()
-            if self._is_live(wanted):
-                self._settle(self.state.live)
-            elif time.monotonic() >= self._retry_at or wanted != self._failed:
-                self._settle(self._loaded(wanted) if wanted else None)
+            self._go_on(reading)
         except Exception as error:  # noqa: BLE001 - whatever it is, the old model must stay and the watch go on
             self._fail(wanted, error)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self.look()
-            self._stopping.wait(self._settings.poll_s)
+        while not self._stopping.wait(TICK_S):
+            self.step()
 
-    def _wanted(self) -> str | None:
-        """The version that should be live; None for none.
+    def _go_on(self, reading: Reading | None) -> None:
+        if not self._told and _is_told(reading):
+            self._told = True
+            if reading == Reading():
+                self._cache.forget()
+        if self._proposal is not None:
+            self._judge(self._proposal, reading)
+        elif reading is None:
+            return
+        elif reading.error is not None:
+            self._without_alias(reading.error)
+        else:
+            self._follow(reading.version)
 
-        Raises:
-            NotFound: there is no such alias (yet).
-        """
-        if self._settings.version is not None:
-            return self._settings.version
-        found = aliases.read_alias(self._models, self._settings.model, self._settings.alias)
-        if found is None:
-            raise NotFound(f"Model {self._settings.model!r} has no alias {self._settings.alias!r} yet.")
-        return found[0].version
+    def _follow(self, version: str | None) -> None:
+        if self._said.live.version == version:
+            self._settle()
+        elif time.monotonic() >= self._retry_at or version != self._failed:
+            self._propose(self._found(version) if version else None, from_cache=False)
 
-    def _is_live(self, wanted: str | None) -> bool:
-        live = self.state.live
-        return (live.manifest.version if live else None) == wanted
+    def _without_alias(self, error: Exception) -> None:
+        self._fail(None, error)
+        if self._told or self._cache_asked:
+            return
+        self._cache_asked = True
+        if kept := self._cache.read():
+            log.warning("%s: version %s is taken from the cache", self._settings.model, kept.manifest.version)
+            self._propose(kept, from_cache=True)
 
-    def _loaded(self, version: str) -> LiveModel:
-        """The version, read, verified, and warm."""
-        manifest = registry.read_manifest(self._models, self._settings.model, version)
-        model = OnnxModel(registry.load_file(self._models, manifest, MODEL_FILE))
-        warm_up(model, manifest.pixels, len(manifest.classes))
-        return LiveModel(manifest, model, utc_now())
+    def _found(self, version: str) -> ModelFile:
+        """The version, verified: from the cache if that is what it holds, else from the store."""
+        kept = self._cache.read() if self._said.live.generation == 0 else None
+        if kept and kept.manifest.version == version:
+            return kept
+        return ModelFile.fetched(self._models, self._settings.model, version)
 
-    def _settle(self, live: LiveModel | None) -> None:
-        before = self.state
-        self.state = WatchState(live)
+    def _propose(self, model: ModelFile | None, *, from_cache: bool) -> None:
+        self._number += 1
+        prepared = Prepared(generation=self._number)
+        if model:
+            file = 1 - (self._said.live.file or 0)
+            self._shelf.put(file, model)
+            prepared = Prepared(generation=self._number, version=model.manifest.version, file=file)
+        self._proposal = Proposal(prepared, model, from_cache, time.monotonic(), self._board.deaths)
+        self._agree(proposed=prepared)
+
+    def _judge(self, proposal: Proposal, reading: Reading | None) -> None:
+        """Commit the proposal, give it up, or leave it for the next step."""
+        if reading and reading.error is None and reading.version != proposal.prepared.version:
+            self._withdraw()
+            return
+        found = verdict(
+            [self._voter(seat, proposal.prepared.generation) for seat in range(self._board.seats)],
+            time.monotonic() - proposal.since,
+            deaths=self._board.deaths - proposal.deaths,
+            first=self._said.live.generation == 0,
+        )
+        if found.committed:
+            self._commit(proposal)
+        elif found.refusal:
+            self._withdraw()
+            self._refuse(proposal.prepared.version, found.refusal)
+
+    def _voter(self, seat: int, generation: int) -> Voter:
+        report = self._board.report(seat)
+        return Voter(
+            pid=report.pid,
+            silent_s=self._board.silent_s(seat),
+            holds=generation in report.held,
+            refusal=report.refused.get(generation),
+        )
+
+    def _commit(self, proposal: Proposal) -> None:
+        live, before = proposal.prepared, self._said.live
+        self._board.flip(live.generation)
+        error = self._said.error if proposal.from_cache else None
+        self._agree(live=live, proposed=None, since=utc_now(), swaps=self._said.swaps + 1, error=error)
+        self._proposal = None
+        log.info("%s %s", self._settings.model, f"is at version {live.version}" if live.version else "is withdrawn")
+        self._clear(before, live)
+        if proposal.model is None:
+            self._cache.forget()
+        elif not proposal.from_cache:
+            self._cache.keep(proposal.model)
+
+    def _clear(self, before: Prepared, live: Prepared) -> None:
+        """Give memory back: of the version before, and where nobody can join later, of this one."""
+        for each in (before, live) if self._board.seats == 1 else (before,):
+            if each.file is not None:
+                self._shelf.clear(each.file)
+
+    def _withdraw(self) -> None:
+        """Nobody needs to load the proposal any more."""
+        proposal, self._proposal = self._proposal, None
+        self._agree(proposed=None)
+        if proposal and proposal.prepared.file is not None:
+            self._shelf.clear(proposal.prepared.file)
+
+    def _settle(self) -> None:
         self._failures, self._retry_at, self._failed = 0, 0.0, None
-        if live is not before.live:
-            log.info(
-                "%s %s", self._settings.model, f"is at version {live.manifest.version}" if live else "is withdrawn"
-            )
-        elif before.error:
+        if self._said.error:
             log.info("%s: all is well again", self._settings.model)
+            self._agree(error=None)
 
     def _fail(self, version: str | None, error: Exception) -> None:
-        if isinstance(error, StoreUnavailable):
-            version = None  # a store that is away says nothing against the version
-        else:
-            self._failures += 1
-            self._failed = version
-            wait = min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
-            self._retry_at = time.monotonic() + wait
-        seen = self.state.error
+        """Say what is wrong; ``version`` is what was to go live, if that much is known."""
         reason = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
-        if seen and (seen.version, seen.reason) == (version, reason):
+        if isinstance(error, StoreUnavailable):  # which says nothing against the version
+            self._failed, self._retry_at = version, time.monotonic() + self._settings.poll_s
+            self._complain(None, reason)
+        elif version is None:
+            self._complain(None, reason)
+        else:
+            self._refuse(version, reason)
+
+    def _refuse(self, version: str | None, reason: str) -> None:
+        """The version cannot go live; it is tried again later, and then ever later."""
+        self._failures += 1
+        self._failed = version
+        self._retry_at = time.monotonic() + min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
+        self._agree(swap_failures=self._said.swap_failures + 1)
+        self._complain(version, reason)
+
+    def _complain(self, version: str | None, reason: str) -> None:
+        seen = self._said.error
+        clipped = reason.encode(errors="replace").decode()[:REASON_CHARS]
+        if seen and (seen.version, seen.reason) == (version, clipped):
             return
-        log.warning("%s: %s", self._settings.model, reason)
-        self.state = replace(self.state, error=SwapError(version=version, reason=reason, at=utc_now()))
+        log.warning("%s: %s", self._settings.model, clipped)
+        self._agree(error=SwapError(version=version, reason=clipped, at=utc_now()))
+
+    def _agree(self, **changed: object) -> None:
+        self._said = self._said.model_copy(update=changed)
+        self._board.agree(self._said)
+
+
+def _is_told(reading: Reading | None) -> bool:
+    """Whether the store answered: what it said of the alias counts, be it that there is none."""
+    return reading is not None and not isinstance(reading.error, StoreError)

@@ -2,16 +2,15 @@
 
 - Decoding and ONNX Runtime release the GIL, so threads use all cores; each image stays on one thread from the first
   byte to the answer, and both libraries are told to bring no threads of their own. The event loop only moves bytes.
-- A request is answered by the one ``LiveModel`` that it was given, whatever goes live meanwhile: the version in the
-  answer is the version that computed it.
+- A request is answered by one ``LiveModel``, taken when its turn comes and kept until it is answered, whatever goes
+  live meanwhile: the version in the answer is the version that computed it.
 """
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 
 import cv2
 import numpy as np
@@ -33,36 +32,45 @@ DECIMALS = 6
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """A loaded model version, and since when it answers."""
+    """A loaded model version."""
 
     manifest: ModelManifest
     model: OnnxModel
-    since: datetime
+
+
+class NothingLive(Exception):
+    """No version answers at this moment."""
 
 
 class Predictor:
     """The threads that answer."""
 
-    def __init__(self, threads: int | None, top_k: int) -> None:
+    def __init__(self, live: Callable[[], LiveModel | None], threads: int, top_k: int) -> None:
+        """``live`` tells the model that answers at the moment; it may block."""
         cv2.setNumThreads(1)
+        self._live = live
         self._top_k = top_k
-        self._pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="predict")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
 
-    async def answer(self, live: LiveModel, content_type: str, body: bytes) -> list[Prediction]:
+    async def answer(self, content_type: str, body: bytes) -> list[Prediction]:
         """A prediction for each image in a request's body.
 
         Raises:
+            NothingLive: no version answers.
             InvalidInput: there is no image in the body.
             InvalidImage: one of them is not an image we read.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._answer, live, content_type, body)
+        return await loop.run_in_executor(self._pool, self._answer, content_type, body)
 
     def close(self) -> None:
         """Let the threads finish what they are at."""
         self._pool.shutdown()
 
-    def _answer(self, live: LiveModel, content_type: str, body: bytes) -> list[Prediction]:
+    def _answer(self, content_type: str, body: bytes) -> list[Prediction]:
+        live = self._live()
+        if live is None:
+            raise NothingLive
         return predict(live, uploads(content_type, body), self._top_k)
 
 
@@ -120,7 +128,8 @@ def _prediction(probabilities: NDArray[np.float32], manifest: ModelManifest, top
     )
 
 
-def _cores() -> int:
-    """Cores that this process may use; where the system does not tell, all of them."""
+def share_of_cores(processes: int) -> int:
+    """Cores for each of so many processes, at least one; where the system does not tell, of all there are."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // processes)

@@ -1,6 +1,6 @@
-"""The routes. Each takes its one reference to the live model first and keeps to it until it has answered."""
+"""The routes. Each takes its one reference to the live model and keeps to it until it has answered."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,11 +11,12 @@ from pipeline import registry
 from pipeline.artifacts import ModelVersion
 from pipeline.errors import NotFound
 from pipeline.store import Store
-from serving.model_watch import ModelWatch
-from serving.predictor import Predictor
+from serving.participant import Participant
+from serving.predictor import NothingLive, Predictor
 from serving.problems import PROBLEM_CONTENT
 from serving.schemas import Live, ModelStatus, Prediction, Predictions, Ready
 from serving.settings import ServingSettings
+from serving.status import model_status
 from serving.uploads import is_multipart
 
 REPORT = "report.html"
@@ -65,8 +66,9 @@ class Server:
 
     settings: ServingSettings
     models: Store
-    watch: ModelWatch
+    participant: Participant
     predictor: Predictor
+    scraped: Callable[[str], tuple[bytes, str]]
 
 
 async def _server(request: Request) -> Server:
@@ -98,18 +100,19 @@ def _problems(details: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
         }
     ),
 )
-async def predict(request: Request, server: FromServer) -> Response:
+async def predict(request: Request) -> Response:
     """Send an image, get its classes.
 
     - one, as it is: `curl --data-binary @boot.png http://127.0.0.1:8080/predict`
     - one or several, as a form: `curl -F image=@boot.png -F image=@shirt.jpg http://127.0.0.1:8080/predict`
     """
-    _refuse_media(request)
+    server: Server = request.app.state.server
+    content_type = _image_type(request)
     body = await _bounded_body(request, server.settings.max_body_mb << 20)
-    live = server.watch.state.live
-    if live is None:
-        raise HTTPException(503, _nothing_live(server))
-    predictions = await server.predictor.answer(live, request.headers.get("content-type", ""), body)
+    try:
+        predictions = await server.predictor.answer(content_type, body)
+    except NothingLive as error:
+        raise HTTPException(503, _nothing_live(server)) from error
     answer = predictions[0] if len(predictions) == 1 else Predictions(predictions=tuple(predictions))
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -120,37 +123,29 @@ async def health_live() -> Live:
     return Live()
 
 
-@router.get("/v2/health/ready", summary="A model is loaded", responses=_problems({503: "No model is live yet."}))
+@router.get("/v2/health/ready", summary="A model is loaded", responses=_problems({503: "Not, or not for long."}))
 async def health_ready(server: FromServer) -> Ready:
-    """Whether images sent now would be classified."""
-    if server.watch.state.live is None:
+    """Whether images sent now would be classified; no more from the moment on when the server is told to end."""
+    if server.participant.draining:
+        raise HTTPException(503, "This server is about to end.")
+    if server.participant.live_now() is None:
         raise HTTPException(503, _nothing_live(server))
     return Ready()
 
 
 @router.get("/v2/models/{name}", summary="What is live", responses=_problems({404: "Another model is served here."}))
-async def model_status(name: str, server: FromServer) -> ModelStatus:
-    """The live version, where it comes from, and why nothing newer is live, if so."""
+async def status(name: str, server: FromServer) -> ModelStatus:
+    """The live version, where it comes from, why nothing newer is live, if so, and what each process answers with."""
     _refuse_other_model(name, server)
-    state = server.watch.state
-    alias = None if server.settings.version else server.settings.alias
-    if state.live is None:
-        return ModelStatus(name=name, alias=alias, ready=False, swap_error=state.error)
-    manifest = state.live.manifest
-    return ModelStatus(
-        name=name,
-        alias=alias,
-        ready=True,
-        version=manifest.version,
-        dataset=manifest.dataset.dataset,
-        dataset_version=manifest.dataset.version,
-        classes=manifest.classes,
-        metrics=manifest.metrics,
-        created_at=manifest.created_at,
-        live_since=state.live.since,
-        report=f"/v2/models/{name}/versions/{manifest.version}/report",
-        swap_error=state.error,
-    )
+    seat = server.participant
+    return model_status(server.settings, seat.board, seat.live_now(), draining=seat.draining)
+
+
+@router.get("/metrics", summary="For Prometheus", response_class=Response)
+async def metrics(request: Request, server: FromServer) -> Response:
+    """Requests, durations and versions of all processes of this server, whichever of them answers."""
+    text, media_type = server.scraped(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type})
 
 
 @router.get(
@@ -191,19 +186,24 @@ def _refuse_other_model(name: str, server: Server) -> None:
 
 
 def _nothing_live(server: Server) -> str:
-    error = server.watch.state.error
+    error = server.participant.board.agreement().error
     why = f" {error.reason}" if error else ""
     return f"No version of model {server.settings.model!r} is live yet.{why}"
 
 
-def _refuse_media(request: Request) -> None:
-    """Refuse what is certainly not an image; of all else the decoder judges the bytes."""
+def _image_type(request: Request) -> str:
+    """The Content-Type of a body that may hold an image; of what is not certainly none, the decoder judges the bytes.
+
+    Raises:
+        HTTPException: 415, it certainly does not.
+    """
     content_type = request.headers.get("content-type", "")
     if content_type.lower().lstrip().startswith("multipart/") and not is_multipart(content_type):
         raise HTTPException(415, f"{content_type.partition(';')[0]} is not read: send multipart/form-data.")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise HTTPException(415, f"Content-Encoding {encoding} is not read: send the image as it is.")
+    return content_type
 
 
 async def _bounded_body(request: Request, limit: int) -> bytes:

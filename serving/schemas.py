@@ -84,6 +84,17 @@ class SwapError(BaseModel):
     at: datetime = Field(description="When this was first seen.")
 
 
+class ProcessStatus(BaseModel):
+    """One process of the server, and what it answers with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    version: str | None
+    generation: int
+    ready: bool
+
+
 class ModelStatus(BaseModel):
     """What is live, and where it comes from; all but the name is null while no version is."""
 
@@ -92,7 +103,8 @@ class ModelStatus(BaseModel):
     name: str
     alias: str | None = Field(description="The alias that the server follows; null when it is pinned to a version.")
     ready: bool
-    version: str | None = None
+    version: str | None = Field(None, description="The version that every process of this server answers with.")
+    generation: int = Field(0, description="Grows with each version that goes live; all processes share it.")
     dataset: str | None = None
     dataset_version: str | None = None
     classes: tuple[str, ...] | None = None
@@ -101,3 +113,4 @@ class ModelStatus(BaseModel):
     live_since: datetime | None = Field(None, description="When this server began to serve it.")
     report: str | None = Field(None, description="Path of the version's evaluation report on this server.")
     swap_error: SwapError | None = Field(None, description="Null while the server serves what it should.")
+    processes: tuple[ProcessStatus, ...] = Field((), description="Each process of this server.")

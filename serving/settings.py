@@ -8,6 +8,7 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,7 +31,10 @@ class ServingSettings(BaseModel):
         poll_s: how often the alias is looked at, in seconds.
         top_k: how many classes an answer names.
         max_body_mb: largest request body, in MiB.
-        threads: images decoded and classified at once; by default one per core.
+        threads: images decoded and classified at once by each process; by default its share of the cores.
+        processes: that answer on the one port.
+        cache: folder for the last version that answered, to start from while the store is away; none by default.
+        drain_s: how long the server still answers after SIGTERM while it says that it is not ready, in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +48,9 @@ class ServingSettings(BaseModel):
     top_k: int = Field(5, ge=1, le=1000)
     max_body_mb: int = Field(32, ge=1, le=1024)
     threads: int | None = Field(None, ge=1, le=256)
+    processes: int = Field(1, ge=1, le=64)
+    cache: Path | None = None
+    drain_s: float = Field(0.0, ge=0, le=3600)
 
     @model_validator(mode="after")
     def _alias_or_version(self) -> Self:

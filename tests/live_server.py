@@ -1,4 +1,4 @@
-"""The inference server over real HTTP in a thread, on a registry in memory."""
+"""The inference server over real HTTP in a thread, on a registry in memory; and its inner parts, moved by hand."""
 
 import socket
 import threading
@@ -15,6 +15,11 @@ from pipeline import aliases
 from pipeline.artifacts import ModelVersion
 from pipeline.store import Store
 from serving.app import create_app
+from serving.board import Board, new_board_file
+from serving.model_files import Shelf
+from serving.model_watch import ModelWatch
+from serving.participant import Participant
+from serving.schemas import SwapError
 from serving.settings import ServingSettings
 
 MODEL = "shapes"
@@ -37,6 +42,50 @@ class Registry:
         """Move the champion alias."""
         name = version.version if version else None
         aliases.set_alias(self.models, MODEL, aliases.CHAMPION, name, reason="test")
+
+
+class ReplicaByHand:
+    """A replica's coordinator and participants without threads or processes: everything happens when it is told to."""
+
+    def __init__(self, models: Store, processes: int = 1, **settings: object) -> None:
+        """Nothing is looked at yet."""
+        self.board, self.shelf = Board(new_board_file(processes)), Shelf.new()
+        given = {"model": MODEL, "poll_s": 0.05, **settings}
+        self.watch = ModelWatch(models, ServingSettings.model_validate(given), self.board, self.shelf)
+        self.participants = [Participant(self.board, self.shelf, seat, 100 + seat) for seat in range(processes)]
+        for each in self.participants:
+            self.board.beat(each.seat)
+            each.step()
+
+    def newcomer(self, seat: int) -> Participant:
+        """A process that takes a seat which was vacated; it has not looked yet."""
+        self.participants[seat] = Participant(self.board, self.shelf, seat, 200 + seat)
+        self.board.beat(seat)
+        return self.participants[seat]
+
+    def look(self) -> None:
+        """Look at the alias, and go on until nothing more happens."""
+        self.watch.look()
+        for _ in range(3):
+            for each in self.participants:
+                self.board.beat(each.seat)
+                each.step()
+            self.watch.step()
+
+    def versions(self) -> list[str | None]:
+        """The version that each process answers with."""
+        return [live.manifest.version if (live := each.live_now()) else None for each in self.participants]
+
+    @property
+    def version(self) -> str | None:
+        """The version that all processes answer with."""
+        (found,) = set(self.versions())
+        return found
+
+    @property
+    def error(self) -> SwapError | None:
+        """Why nothing newer is live."""
+        return self.board.agreement().error
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

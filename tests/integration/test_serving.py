@@ -1,17 +1,10 @@
 import os
-import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,93 +12,11 @@ import psutil
 import pytest
 import tiny_models
 from live_server import wait_until
+from serving_process import MODEL, PNG, Start, point_at, register, restarted_store, store_pid
 
-from pipeline import aliases, embedded_store, images, inference_server, processes
-from pipeline.artifacts import ModelVersion
 from pipeline.onnx_model import OnnxModel
 from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones, reachable
-
-MODEL = "shapes"
-PNG = images.encode_png(tiny_models.picture(5))
-
-
-@dataclass(frozen=True)
-class Serving:
-    """A running ``python -m serving``, and a client of it."""
-
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    log: Path
-
-    def version(self) -> str | None:
-        """What the server says is live."""
-        version: str | None = self.client.get(f"/v2/models/{MODEL}").json()["version"]
-        return version
-
-    def wait_for(self, version: ModelVersion) -> None:
-        """Return when ``version`` is live."""
-        wait_until(lambda: self.version() == version.version, 30)
-
-    def end(self, timeout_s: float = 20) -> int:
-        """SIGTERM; the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
-
-
-Start = Callable[..., Serving]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts inference servers, which end with the test."""
-    with ExitStack() as running:
-        yield lambda settings, **own: running.enter_context(_serving(settings, tmp_path, own))
-
-
-@contextmanager
-def _serving(settings: Settings, folder: Path, own: dict[str, str]) -> Iterator[Serving]:
-    environ = inference_server.environ(settings, MODEL, 0, os.environ)
-    environ |= {"SAFELIGHT_SERVING_POLL_S": "0.1", **{f"SAFELIGHT_SERVING_{name}": own[name] for name in own}}
-    log = folder / "serving.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "serving"], env=environ, stderr=file)
-    try:
-        wait_until(lambda: b" answers at " in log.read_bytes() or process.poll() is not None, 30)
-        found = re.search(r"answers at (\S+)", log.read_text())
-        assert found, log.read_text()
-        with httpx.Client(base_url=found[1], trust_env=False, timeout=30) as client:
-            yield Serving(process, client, log)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def private_store(tmp_path: Path) -> Iterator[Settings]:
-    """Settings of an object store that this test may stop."""
-    home = tmp_path / "home"
-    try:
-        yield reachable(Settings(home=home, store_patience_s=5))
-    finally:
-        embedded_store.down(home)
-
-
-def register(zones: Zones, seed: int) -> ModelVersion:
-    """A version of ``MODEL``."""
-    return tiny_models.register(zones.checkpoints, zones.models, MODEL, seed)
-
-
-def point_at(zones: Zones, version: ModelVersion) -> None:
-    """Move the champion alias."""
-    aliases.set_alias(zones.models, MODEL, aliases.CHAMPION, version.version, reason="test")
-
-
-def store_pid(settings: Settings) -> int:
-    """Process id of a private store."""
-    service = processes.find(settings.home, embedded_store.NAME)
-    assert service
-    return service.pid
+from pipeline.zones import Zones, open_zones
 
 
 def large_png(side: int) -> bytes:
@@ -250,8 +161,7 @@ def test_it_goes_on_answering_while_the_store_is_away(private_store: Settings, s
     assert server.client.post("/predict", content=PNG).json()["model_version"] == first.version
     report = server.client.get(f"/v2/models/{MODEL}/versions/{first.version}/report")
     assert (report.status_code, report.headers["content-type"]) == (503, "application/problem+json")
-    connection = embedded_store.up(private_store.home, int(str(private_store.s3_endpoint).rpartition(":")[2]))
-    assert connection.endpoint == private_store.s3_endpoint
+    restarted_store(private_store)
     point_at(zones, second)
     server.wait_for(second)
     assert server.client.get(f"/v2/models/{MODEL}").json()["swap_error"] is None

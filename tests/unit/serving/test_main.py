@@ -50,7 +50,7 @@ def test_a_taken_port_is_one_sentence_and_status_1() -> None:
 
 def test_serving_loads_neither_torch_nor_prefect() -> None:
     """All of the server imported, none of what only the pipeline needs is loaded."""
-    code = "import serving.__main__, sys; print(*sys.modules)"
+    code = "import serving.__main__, serving.worker, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "fastapi" in loaded

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import tiny_models
-from live_server import MODEL, Registry, wait_until
+from live_server import MODEL, Registry, ReplicaByHand, wait_until
 from obstore.store import MemoryStore
 from pydantic import SecretStr
 
@@ -10,21 +10,11 @@ from pipeline.artifacts import ModelVersion
 from pipeline.errors import StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
-from serving.model_watch import ModelWatch
-from serving.settings import ServingSettings
-
-POLL_S = 0.05
 
 
-def watch(models: Registry, **settings: object) -> ModelWatch:
-    """A watch that looks only when told to."""
-    return ModelWatch(models.models, ServingSettings.model_validate({"model": MODEL, "poll_s": POLL_S, **settings}))
-
-
-def version_at(watching: ModelWatch) -> str | None:
-    """The version that answers."""
-    live = watching.state.live
-    return live.manifest.version if live else None
+def replica_of(models: Registry, processes: int = 2, **settings: object) -> ReplicaByHand:
+    """A replica that looks only when told to."""
+    return ReplicaByHand(models.models, processes, **settings)
 
 
 def alter(models: Registry, version: ModelVersion, data: bytes = b"other bytes") -> None:
@@ -34,71 +24,71 @@ def alter(models: Registry, version: ModelVersion, data: bytes = b"other bytes")
 
 def test_before_any_model_there_is_a_reason(models: Registry) -> None:
     """Without an alias nothing is live, and the state says why."""
-    watching = watch(models)
-    watching.look()
-    assert version_at(watching) is None
-    assert watching.state.error
-    assert "no alias 'champion' yet" in watching.state.error.reason
+    replica = replica_of(models)
+    replica.look()
+    assert replica.version is None
+    assert replica.error
+    assert "no alias 'champion' yet" in replica.error.reason
 
 
 def test_it_follows_the_alias(models: Registry) -> None:
     """Each look brings the version that the alias points at, and no error."""
-    watching = watch(models)
+    replica = replica_of(models)
     for seed in (1, 2, 1):
         version = models.register(seed)
         models.point_at(version)
-        watching.look()
-        assert version_at(watching) == version.version
-        assert watching.state.error is None
+        replica.look()
+        assert replica.version == version.version
+        assert replica.error is None
 
 
 def test_a_look_at_an_unchanged_alias_loads_nothing(models: Registry) -> None:
     """The very same loaded model stays."""
     models.point_at(models.register(1))
-    watching = watch(models)
-    watching.look()
-    before = watching.state.live
-    watching.look()
-    assert watching.state.live is before
+    replica = replica_of(models)
+    replica.look()
+    before = replica.participants[0].live_now()
+    replica.look()
+    assert replica.participants[0].live_now() is before
 
 
 def test_an_alias_that_points_at_nothing_takes_the_model_away(models: Registry) -> None:
     """A withdrawn first version answers no more."""
     models.point_at(models.register(1))
-    watching = watch(models)
-    watching.look()
+    replica = replica_of(models)
+    replica.look()
     models.point_at(None)
-    watching.look()
-    assert version_at(watching) is None
+    replica.look()
+    assert replica.version is None
 
 
 def test_an_alias_that_vanished_does_not(models: Registry) -> None:
     """Nobody decided that: the model goes on answering, and the state says what is wrong."""
     version = models.register(1)
     models.point_at(version)
-    watching = watch(models)
-    watching.look()
+    replica = replica_of(models)
+    replica.look()
     models.models.delete([f"{MODEL}/aliases/champion.json"])
-    watching.look()
-    assert version_at(watching) == version.version
-    assert watching.state.error
+    replica.look()
+    assert replica.version == version.version
+    assert replica.error
 
 
 def test_altered_bytes_never_go_live(models: Registry, caplog: pytest.LogCaptureFixture) -> None:
     """The old model stays, the error names the new version, and it is logged once, not at every look."""
     good, bad = models.register(1), models.register(2)
     models.point_at(good)
-    watching = watch(models)
-    watching.look()
+    replica = replica_of(models)
+    replica.look()
     alter(models, bad)
     models.point_at(bad)
     with caplog.at_level(logging.WARNING, "serving"):
         for _ in range(5):
-            watching.look()
-    assert version_at(watching) == good.version
-    assert watching.state.error
-    assert watching.state.error.version == bad.version
-    assert "was altered" in watching.state.error.reason
+            replica.look()
+    assert replica.version == good.version
+    assert replica.error
+    assert replica.error.version == bad.version
+    assert "was altered" in replica.error.reason
     assert len(caplog.records) == 1
 
 
@@ -119,13 +109,12 @@ def test_a_store_that_goes_away_says_nothing_against_a_version() -> None:
     models = Registry(Store(MemoryStore(), "memory:"), Flickering(MemoryStore(), "memory:"))
     version = models.register(1)
     models.point_at(version)
-    watching = watch(models)
-    watching.look()
-    assert watching.state.error
-    assert watching.state.error.version is None
+    replica = replica_of(models)
+    replica.look()
+    assert replica.error
+    assert replica.error.version is None
     models.models.away = False  # type: ignore[attr-defined]
-    watching.look()
-    assert version_at(watching) == version.version
+    wait_until(lambda: (replica.look(), replica.version == version.version)[1])
 
 
 @pytest.mark.parametrize(
@@ -145,53 +134,53 @@ def test_a_store_that_goes_away_says_nothing_against_a_version() -> None:
 def test_a_model_that_cannot_answer_never_goes_live(models: Registry, onnx_file: bytes) -> None:
     """A registered file that is no model, or not of these classes and pixels, leaves the old model alone."""
     good, bad = models.register(1), models.register(2, onnx_file=onnx_file)
-    watching = watch(models)
+    replica = replica_of(models)
     models.point_at(good)
-    watching.look()
+    replica.look()
     models.point_at(bad)
-    watching.look()
-    assert version_at(watching) == good.version
-    assert watching.state.error
-    assert watching.state.error.version == bad.version
+    replica.look()
+    assert replica.version == good.version
+    assert replica.error
+    assert replica.error.version == bad.version
 
 
 def test_a_version_that_failed_is_tried_again_later(models: Registry) -> None:
     """Repaired in the store, it goes live by itself; in between it is not loaded at every look."""
     good, bad = models.register(1), models.register(2)
     whole = models.models.get(f"{MODEL}/{bad.version}/model.onnx")
-    watching = watch(models)
+    replica = replica_of(models)
     models.point_at(good)
-    watching.look()
+    replica.look()
     alter(models, bad)
     models.point_at(bad)
-    watching.look()
+    replica.look()
     alter(models, bad, whole)
-    watching.look()
-    assert version_at(watching) == good.version
-    wait_until(lambda: (watching.look(), version_at(watching) == bad.version)[1])
-    assert watching.state.error is None
+    replica.look()
+    assert replica.version == good.version
+    wait_until(lambda: (replica.look(), replica.version == bad.version)[1])
+    assert replica.error is None
 
 
 def test_another_version_is_not_kept_waiting_by_a_bad_one(models: Registry) -> None:
     """After a failure, an alias that points elsewhere is followed at the next look."""
     good, bad = models.register(1), models.register(2)
-    watching = watch(models, poll_s=60)
+    replica = replica_of(models, poll_s=60)
     alter(models, bad)
     models.point_at(bad)
-    watching.look()
+    replica.look()
     models.point_at(good)
-    watching.look()
-    assert version_at(watching) == good.version
-    assert watching.state.error is None
+    replica.look()
+    assert replica.version == good.version
+    assert replica.error is None
 
 
 def test_a_pinned_version_stays(models: Registry) -> None:
     """A server that is pinned to a version does not follow the alias."""
     pinned, other = models.register(1), models.register(2)
     models.point_at(other)
-    watching = watch(models, version=pinned.version)
-    watching.look()
-    assert version_at(watching) == pinned.version
+    replica = replica_of(models, version=pinned.version)
+    replica.look()
+    assert replica.version == pinned.version
 
 
 def test_a_store_that_cannot_be_reached_is_told() -> None:
@@ -200,21 +189,23 @@ def test_a_store_that_cannot_be_reached_is_told() -> None:
     settings = Settings(
         s3_endpoint="http://127.0.0.1:9", s3_access_key_id=key, s3_secret_access_key=key, store_patience_s=0
     )
-    watching = ModelWatch(open_store("s3://nowhere/models", settings), ServingSettings(model=MODEL))
-    watching.look()
-    assert version_at(watching) is None
-    assert watching.state.error
-    assert "does not answer" in watching.state.error.reason
+    replica = ReplicaByHand(open_store("s3://nowhere/models", settings))
+    replica.look()
+    assert replica.version is None
+    assert replica.error
+    assert "does not answer" in replica.error.reason
 
 
 def test_it_looks_by_itself_until_it_is_stopped(models: Registry) -> None:
     """Started, it follows without being told; stopped, it does so no more."""
     first, second = models.register(1), models.register(2)
-    watching = watch(models)
-    watching.start()
+    replica = replica_of(models)
+    for each in (*replica.participants, replica.watch):
+        each.start()
     models.point_at(first)
-    wait_until(lambda: version_at(watching) == first.version)
-    watching.stop()
+    wait_until(lambda: set(replica.versions()) == {first.version})
+    for each in (*replica.participants, replica.watch):
+        each.stop()
     models.point_at(second)
     with pytest.raises(AssertionError):
-        wait_until(lambda: version_at(watching) == second.version, timeout_s=5 * POLL_S)
+        wait_until(lambda: second.version in replica.versions(), timeout_s=0.5)

@@ -4,7 +4,6 @@ import tiny_models
 from live_server import Registry
 
 from pipeline import images, registry
-from pipeline.artifacts import utc_now
 from pipeline.errors import Corrupted, InvalidImage
 from pipeline.onnx_model import OnnxModel
 from serving.predictor import BATCH, LiveModel, predict, warm_up
@@ -16,7 +15,7 @@ def live(models: Registry) -> LiveModel:
     """Version 1, loaded."""
     version = models.register(1)
     manifest = registry.read_manifest(models.models, version.model, version.version)
-    return LiveModel(manifest, OnnxModel(registry.load_file(models.models, manifest, "model.onnx")), utc_now())
+    return LiveModel(manifest, OnnxModel(registry.load_file(models.models, manifest, "model.onnx")))
 
 
 def encoded(seed: int) -> Upload:

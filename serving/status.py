@@ -1,0 +1,51 @@
+"""What a server says of itself: the version that answers, where it comes from, and each of its processes."""
+
+from serving.board import Board
+from serving.predictor import LiveModel
+from serving.schemas import ModelStatus, ProcessStatus
+from serving.settings import ServingSettings
+from serving.swap import HUNG_S
+
+
+def processes(board: Board) -> tuple[ProcessStatus, ...]:
+    """Each process that sits on the board."""
+    return tuple(_process(board, seat) for seat in range(board.seats) if board.report(seat).pid)
+
+
+def model_status(settings: ServingSettings, board: Board, live: LiveModel | None, *, draining: bool) -> ModelStatus:
+    """The state of the whole replica; ``live`` is what the process that is asked answers with."""
+    agreement = board.agreement()
+    said = ModelStatus(
+        name=settings.model,
+        alias=None if settings.version else settings.alias,
+        ready=live is not None and not draining,
+        version=agreement.live.version,
+        generation=board.generation,
+        live_since=agreement.since if agreement.live.version else None,
+        swap_error=agreement.error,
+        processes=processes(board),
+    )
+    if live is None:
+        return said
+    manifest = live.manifest
+    return said.model_copy(
+        update={
+            "version": manifest.version,
+            "dataset": manifest.dataset.dataset,
+            "dataset_version": manifest.dataset.version,
+            "classes": manifest.classes,
+            "metrics": manifest.metrics,
+            "created_at": manifest.created_at,
+            "report": f"/v2/models/{manifest.model}/versions/{manifest.version}/report",
+        }
+    )
+
+
+def _process(board: Board, seat: int) -> ProcessStatus:
+    report, silent_s = board.report(seat), board.silent_s(seat)
+    answering = board.generation
+    generation = answering if answering in report.held else max(report.held, default=0)
+    version = report.held.get(generation)
+    lives = silent_s is not None and silent_s <= HUNG_S
+    ready = lives and generation == answering and version is not None and not report.draining
+    return ProcessStatus(pid=report.pid, version=version, generation=generation, ready=ready)

@@ -1,0 +1,108 @@
+"""One process that answers: uvicorn on the shared socket, until it is told to drain and end.
+
+``python -m serving.worker SEAT LISTENER BOARD SHELF SHELF LIFELINE`` is what ``supervisor`` starts; the numbers after
+the seat are inherited descriptors.
+
+- **SIGTERM or SIGINT**: from that moment on it says that it is not ready, and each answer asks its client to close the
+  connection; after ``drain_s`` it takes no new connections and finishes what is under way. A second signal ends a
+  process that is alone at once; among several that is the supervisor's to do, for a signal to all of them reaches each
+  twice. Either way the exit status is 0.
+- When the supervisor is gone, however it went, the lifeline ends and so does the worker.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from serving.app import create_worker_app
+from serving.board import Board
+from serving.entry import FINISH_S, models_zone, prepare_process
+from serving.listener import BACKLOG, inherited
+from serving.model_files import Shelf
+from serving.participant import Participant
+from serving.settings import ServingSettings
+
+KEEP_ALIVE_S: Final = 75
+"""How long an idle connection is kept: longer than most clients and gateways do, so that they end it, not we."""
+
+
+def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Serve until told to end; the exit status."""
+    prepare_process()
+    seat, listener, board, first, second, lifeline = map(int, arguments)
+    settings = ServingSettings.from_environ(environ)
+    participant = Participant(Board(board), Shelf((first, second)), seat, os.getpid())
+    threading.Thread(target=_end_with, args=[lifeline], name="lifeline", daemon=True).start()
+    app = create_worker_app(settings, models_zone(environ), participant)
+    serve(app, inherited(listener), settings, alone=False)
+    return 0
+
+
+def serve(app: FastAPI, listener: socket.socket, settings: ServingSettings, *, alone: bool) -> None:
+    """Answer on ``listener`` until a signal comes; ``alone``: there is no supervisor."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=FINISH_S,
+        # So many connections asyncio accepts at once: where several processes share the socket, none takes them all.
+        backlog=1,
+    )
+    DrainingServer(config, app.state.server.participant, settings.drain_s, alone=alone).run([listener])
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but that it says goodbye first."""
+
+    def __init__(self, config: uvicorn.Config, participant: Participant, drain_s: float, *, alone: bool) -> None:
+        super().__init__(config)
+        self._alone = alone
+        self._participant = participant
+        self._drain_s = drain_s
+        self._leave_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(BACKLOG)  # asyncio took what it accepts at once for the length of the queue
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        ends = await super().on_tick(counter)
+        if self._leave_at is None:
+            return ends
+        self.server_state.default_headers = [*self.server_state.default_headers[:1], (b"connection", b"close")]
+        return ends or time.monotonic() >= self._leave_at
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal."""
+        del sig, frame
+        if self._leave_at is None:
+            self._participant.drain()
+            self._leave_at = time.monotonic() + self._drain_s
+        elif self._alone:
+            os._exit(0)
+
+
+def _end_with(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nothing is ever written there
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(os.environ, sys.argv[1:]))

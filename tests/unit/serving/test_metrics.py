@@ -1,0 +1,125 @@
+import asyncio
+
+import httpx
+import pytest
+import tiny_models
+from live_server import Registry, ReplicaByHand, Serve, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message, Receive, Scope, Send
+
+from pipeline import images
+from serving.board import Board, new_board_file
+from serving.metrics import BOUNDS, CountedRequests, exposition
+
+PNG = images.encode_png(tiny_models.picture(5))
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Each sample's value by its name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    """Of the one sample with exactly these labels; 0 if there is none."""
+    return samples(text).get((name, frozenset(labels.items())), 0.0)
+
+
+def test_every_request_is_counted_by_its_status(models: Registry, serve: Serve) -> None:
+    """What was answered, refused and not found stands in the counters, and in the histogram's count."""
+    models.point_at(models.register(1))
+    client = serve()
+    wait_until(lambda: client.get("/v2/health/ready").is_success)
+    for content in (PNG, PNG, b"text", b""):
+        client.post("/predict", content=content)
+    client.get("/nothing")
+    text = client.get("/metrics").text
+    for status, count in (("200", 2), ("422", 1), ("400", 1)):
+        assert value(text, "safelight_requests_total", route="/predict", status=status) == count
+    assert value(text, "safelight_requests_total", route="other", status="404") == 1
+    assert value(text, "safelight_request_seconds_count", route="/predict") == 4
+    assert value(text, "safelight_request_seconds_bucket", route="/predict", le="+Inf") == 4
+    assert value(text, "safelight_request_seconds_sum", route="/predict") > 0
+
+
+def test_every_process_is_told_of_by_any(models: Registry) -> None:
+    """Versions, generations and the sums of what all processes counted."""
+    replica = ReplicaByHand(models.models, 3)
+    version = models.register(1)
+    models.point_at(version)
+    replica.look()
+    for seat in range(3):
+        replica.board.counts(seat)[0] = 10 + seat
+    text = exposition(replica.board, "shapes")("")[0].decode()
+    for seat in ("0", "1", "2"):
+        pid = str(100 + int(seat))
+        labels = {"model": "shapes", "process": seat, "pid": pid, "version": version.version}
+        assert value(text, "safelight_model_info", **labels) == 1
+        assert value(text, "safelight_process_ready", process=seat) == 1
+        assert value(text, "safelight_process_generation", process=seat) == 1
+    assert value(text, "safelight_requests_total", route="/predict", status="200") == 33
+    assert value(text, "safelight_model_swaps_total", model="shapes") == 1
+
+
+def test_a_failed_swap_is_counted(models: Registry) -> None:
+    """Each try that failed, and that something is wrong now."""
+    replica = ReplicaByHand(models.models, 2)
+    models.point_at(models.register(1, onnx_file=b"not a model"))
+    replica.look()
+    text = exposition(replica.board, "shapes")("")[0].decode()
+    assert value(text, "safelight_model_swap_failures_total", model="shapes") == 1
+    assert value(text, "safelight_model_swap_failing", model="shapes") == 1
+
+
+def test_openmetrics_is_spoken_to_who_asks_for_it(client: httpx.Client) -> None:
+    """The media type follows the Accept header."""
+    plain = client.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    asked = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert asked.headers["content-type"].startswith("application/openmetrics-text")
+    assert asked.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize(("status", "number"), [(200, "200"), (503, "503"), (418, "other")])
+def test_a_request_lands_in_its_bucket(status: int, number: str) -> None:
+    """The buckets are cumulative, and a status that nobody foresaw is not lost."""
+    board = Board(new_board_file(1))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await asyncio.sleep(0.02)
+        await send({"type": "http.response.start", "status": status})
+
+    asyncio.run(asked(CountedRequests(app, board.counts(0))))
+    text = exposition(board, "shapes")("")[0].decode()
+    assert value(text, "safelight_requests_total", route="/predict", status=number) == 1
+    assert value(text, "safelight_request_seconds_bucket", route="/predict", le="0.01") == 0
+    assert value(text, "safelight_request_seconds_bucket", route="/predict", le=str(BOUNDS[-1])) == 1
+
+
+def test_an_error_that_nobody_answered_counts_as_a_500() -> None:
+    """The server will answer so."""
+    board = Board(new_board_file(1))
+
+    async def app(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(asked(CountedRequests(app, board.counts(0))))
+    text = exposition(board, "shapes")("")[0].decode()
+    assert value(text, "safelight_requests_total", route="/predict", status="500") == 1
+
+
+async def asked(app: CountedRequests) -> None:
+    """One request."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        del message
+
+    await app({"type": "http", "path": "/predict"}, receive, send)
