@@ -1,4 +1,7 @@
-"""Which code made a model version: the commit of the checkout that it runs from, or the release that is installed."""
+"""Which code made a model version: the commit of the checkout that it runs from, or the release that is installed.
+
+An image has neither git nor a checkout; its build leaves the commit in a file beside this one.
+"""
 
 import importlib.metadata
 import os
@@ -6,14 +9,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+LEFT_BY_BUILD = "code_revision.txt"
+
 
 def found_code_revision(source: Path = Path(__file__)) -> str:
-    """``git:<commit>[-dirty]`` where the file ``source`` is tracked by a git checkout, else the installed version."""
+    """``git:<commit>[-dirty]`` of the checkout that tracks the file ``source``, or that an image was built from.
+
+    The installed version where there is neither.
+    """
     git = shutil.which("git")
     if git and _output([git, "ls-files", "--error-unmatch", source.name], source.parent):
         commit = _output([git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"], source.parent)
         if commit:
             return f"git:{commit}"
+    left = source.with_name(LEFT_BY_BUILD)
+    if left.is_file():
+        return f"git:{left.read_text(encoding='utf-8').strip()}"
     try:
         return f"safelight {importlib.metadata.version('safelight')}"
     except importlib.metadata.PackageNotFoundError:

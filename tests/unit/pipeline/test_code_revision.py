@@ -34,3 +34,9 @@ def test_a_package_inside_somebody_elses_checkout_is_told_by_its_version(tmp_pat
     git(tmp_path, "commit", "-m", "one")
     (tmp_path / "installed.py").write_text("ours")
     assert found_code_revision(tmp_path / "installed.py").startswith("safelight ")
+
+
+def test_an_image_is_told_by_the_commit_that_it_was_built_from(tmp_path: Path) -> None:
+    """Where no checkout tracks the code, the file that the build left beside it counts."""
+    (tmp_path / "code_revision.txt").write_text("61778fb-dirty\n")
+    assert found_code_revision(tmp_path / "code.py") == "git:61778fb-dirty"
