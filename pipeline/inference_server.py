@@ -47,6 +47,17 @@ def up(settings: Settings, model: str) -> Server:
     return Server(_url(service), service.log)
 
 
+def browser_url(settings: Settings, model: str) -> str | None:
+    """Where a person's browser finds the server of ``model``; None where that is not known.
+
+    The address at which a deployment asks (``inference_url``) may mean something inside a network of containers alone.
+    """
+    if settings.public_url is not None or settings.inference_url is not None:
+        return settings.public_url
+    found = processes.find(settings.home, SERVICE + model)
+    return _url(found) if found else None
+
+
 def down(settings: Settings) -> list[str]:
     """Stop the inference servers that were started on this machine; the names of those that ran."""
     names = [service.name for service in processes.running(settings.home) if service.name.startswith(SERVICE)]

@@ -8,24 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import deployable
 import httpx
 import psutil
 import pytest
 import tiny_models
+from deployable import prepared, register
 from live_server import wait_until
 
-from pipeline import aliases, datasets, deploy, images, inference_server, processes
-from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion, PrepareConfig
+from pipeline import aliases, deploy, inference_server, processes
+from pipeline.artifacts import DatasetVersion, Deployment
 from pipeline.errors import DeployFailed
-from pipeline.evaluate import to_parquet
-from pipeline.onnx_model import OnnxModel
-from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.settings import Settings
 from pipeline.zones import Zones
 
 MODEL = "shapes"
-IMAGES_PER_CLASS = 24
 
 
 @pytest.fixture
@@ -38,28 +36,13 @@ def settings(zone_settings: Settings, tmp_path: Path) -> Iterator[Settings]:
 
 @pytest.fixture
 def dataset(zones: Zones) -> DatasetVersion:
-    """A prepared dataset of three classes, about half of it test images."""
-    for number in range(3 * IMAGES_PER_CLASS):
-        label = ("circle", "line", "square")[number % 3]
-        pixels = tiny_models.picture(number, 20, 24)
-        zones.images.put(f"{MODEL}/{label}/{number}.png", images.encode_png(pixels))
-    return prepare(zones, MODEL, PrepareConfig(size=16, test_share=0.5)).version
-
-
-def register(zones: Zones, dataset: DatasetVersion, seed: int, *, evaluated_as: int | None = None) -> ModelVersion:
-    """A version, with the predictions of its own weights or of those of another seed."""
-    test = datasets.load_split(zones.datasets, dataset, "test")
-    judged = OnnxModel(tiny_models.linear_onnx(dataset, seed if evaluated_as is None else evaluated_as))
-    predictions = to_parquet(test, judged.probabilities(test.pixels))
-    return tiny_models.register(
-        zones.checkpoints, zones.models, MODEL, seed, dataset=dataset, evaluation={"predictions.parquet": predictions}
-    )
+    """A prepared dataset."""
+    return prepared(zones, MODEL)
 
 
 def champion(zones: Zones) -> str | None:
     """The version that the alias points at."""
-    found = aliases.read_alias(zones.models, MODEL, aliases.CHAMPION)
-    return found[0].version if found else None
+    return deployable.champion(zones, MODEL)
 
 
 def answering(settings: Settings) -> str | None:
@@ -98,7 +81,7 @@ def stranger() -> Iterator[str]:
 def test_the_first_version_goes_live(zones: Zones, settings: Settings, dataset: DatasetVersion) -> None:
     """A server is started, the alias set, and a spread of test images answered as the evaluation said."""
     version = register(zones, dataset, 1)
-    seen = []
+    seen: list[Progress] = []
     done = deploy.deploy(zones, settings, version, on_progress=seen.append)
     assert done == Deployment(model_version=version, url=local_url(settings), smoke_images=32)
     assert champion(zones) == answering(settings) == version.version
@@ -188,7 +171,9 @@ def test_a_decision_of_somebody_else_is_not_undone(zones: Zones, settings: Setti
             aliases.set_alias(zones.models, MODEL, aliases.CHAMPION, third.version, reason="somebody else")
             wait_until(lambda: answering(settings) == third.version)
 
-    with pytest.raises(DeployFailed, match=f"answered by version {third.version}.* which somebody else decided"):
+    with pytest.raises(
+        DeployFailed, match=f"somebody else moved the alias.*{third.version} by now, which somebody else decided"
+    ):
         deploy.deploy(zones, settings, second, on_progress=interfere)
     assert champion(zones) == answering(settings) == third.version
 

@@ -39,3 +39,12 @@ def test_settings_survive_the_way_through_the_environment() -> None:
     environ = inference_server.environ(settings, "cats", 81, {})
     ours = {name: value for name, value in environ.items() if not name.startswith("SAFELIGHT_SERVING_")}
     assert Settings.from_environ(ours) == settings
+
+
+def test_a_browser_is_told_the_public_address_and_never_an_internal_one(tmp_path: Path) -> None:
+    """The address at which a deployment asks is not handed to people; without another one there is none."""
+    inside = Settings(home=tmp_path, inference_url="http://serving:8080")
+    assert inference_server.browser_url(inside, "shapes") is None
+    public = inside.model_copy(update={"public_url": "https://models.example"})
+    assert inference_server.browser_url(public, "shapes") == "https://models.example"
+    assert inference_server.browser_url(Settings(home=tmp_path), "shapes") is None
