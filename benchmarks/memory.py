@@ -1,10 +1,10 @@
 """Peak memory of preparation and of the training loader: ``python -m benchmarks.memory [--images N …]``.
 
 For each number of images, small grey PNGs of noise are put into the store that the settings name (the embedded one by
-default). ``safelight prepare`` makes a dataset version of them; then a process reads a whole epoch of shuffled batches
-while the images may not stay in memory, and another one while they may. Each line is the highest resident set of a
-process of its own, as the kernel saw it; the last two columns compare it with the first number of images. What was put
-is deleted at the end.
+default). ``safelight prepare`` makes a dataset version of them, and another one when an image was added; then a process
+reads a whole epoch of shuffled batches while the images may not stay in memory, and another one while they may. Each
+line is the highest resident set of a process of its own, as the kernel saw it; the last two columns compare it with the
+first number of images. What was put is deleted at the end.
 """
 
 import argparse
@@ -22,9 +22,11 @@ from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
 
 NUMBERS = (1_000, 10_000, 100_000)
-BATCH = 256
+BATCH = 128
+"""As training takes them."""
 SAFELIGHT = "import sys; from pipeline.cli import main; sys.exit(main())"
-PREPARE, STREAMED, RESIDENT = "prepare", "loader, streamed", "loader, resident"
+PREPARE, AGAIN = "prepare", "prepare one more"
+STREAMED, RESIDENT = "loader, streamed", "loader, resident"
 
 
 def main() -> None:
@@ -54,7 +56,10 @@ def measure(zones: Zones, count: int) -> Iterator[tuple[str, int]]:
         for _ in zones.images.write_many(made(dataset, count)):
             pass
         with tempfile.TemporaryDirectory() as scratch:
-            yield PREPARE, peak_of(["-c", SAFELIGHT, "prepare", dataset, "--size", "28"])
+            prepare = ["-c", SAFELIGHT, "prepare", dataset, "--size", "28"]
+            yield PREPARE, peak_of(prepare)
+            zones.images.put(f"{dataset}/class-0/more.png", encoded(count))
+            yield AGAIN, peak_of(prepare)
             epoch = ["-m", "benchmarks.memory", "--epoch", dataset, scratch]
             yield STREAMED, peak_of([*epoch, "0"])
             yield RESIDENT, peak_of([*epoch, "4096"])
@@ -65,8 +70,10 @@ def measure(zones: Zones, count: int) -> Iterator[tuple[str, int]]:
 
 def peak_of(arguments: Sequence[str]) -> int:
     """The highest resident set of a Python process with these arguments, in KiB."""
+    # As the command line sets it for all that it does.
+    environ = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
-    process = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ, file_actions=silent)
+    process = os.posix_spawn(sys.executable, [sys.executable, *arguments], environ, file_actions=silent)
     _, status, used = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(arguments)} ended with status {os.waitstatus_to_exitcode(status)}.")
@@ -86,8 +93,12 @@ def read_epoch(zones: Zones, dataset: str, scratch: Path, *, memory_mb: int) -> 
 def made(dataset: str, count: int) -> Iterator[tuple[str, bytes]]:
     """Keys and bytes of as many different images in ten classes."""
     for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (28, 28, 1), dtype=np.uint8)
-        yield f"{dataset}/class-{number % 10}/{number:07d}.png", images.encode_png(pixels)
+        yield f"{dataset}/class-{number % 10}/{number:07d}.png", encoded(number)
+
+
+def encoded(number: int) -> bytes:
+    """A PNG of noise, another one for each number."""
+    return images.encode_png(np.random.default_rng(number).integers(0, 256, (28, 28, 1), dtype=np.uint8))
 
 
 if __name__ == "__main__":

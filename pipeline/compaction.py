@@ -6,11 +6,15 @@
 """
 
 from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.artifacts import PixelSpec
-from pipeline.dataset_index import COLUMNS, SCHEMA, Index, merge_window, pc, values
+from pipeline.dataset_index import SCHEMA, Index, merge_window, pc, values
+from pipeline.large_index import LargeIndex
 from pipeline.shards import SHARD_BYTES, Shard, ShardWriter, read_shard, row_bytes
 from pipeline.store import Store
 
@@ -19,27 +23,30 @@ COPIED_SHARE = 0.002
 """Pixels copied by merging in one preparation at most, as a share of all pixels."""
 
 
-def compact(datasets: Store, dataset: str, pixels: PixelSpec, index: Index) -> Index:
+def compact(datasets: Store, dataset: str, pixels: PixelSpec, index: LargeIndex) -> LargeIndex:
     """``index`` after shards were rewritten where that is due; the shards that it named before stay stored."""
     live = live_rows(index)
-    names = shards_to_rewrite(pixels, index.shards, live)
+    names = shards_to_rewrite(pixels, index.shards, {name: len(rows) for name, rows in live.items()})
     if not names:
         return index
     writer = ShardWriter(datasets, dataset)
     for name in names:
         rows, digests = read_shard(datasets, dataset, name)
-        kept = index.rows.filter(pc.equal(index.rows["shard"], pa.scalar(name, pa.binary(32))))
-        for row in sorted(values(kept["row"].unique())):
+        for row in live[name]:
             writer.add(digests[row].tobytes(), rows[row])
     writer.finish()
-    return _relocated(index, writer)
+    return index.changed(partial(_relocated, moved=_places(writer)), {**index.shards, **writer.shards})
 
 
-def live_rows(index: Index) -> dict[bytes, int]:
-    """How many rows of each shard belong to an image that some key still holds."""
-    located = index.rows.filter(pc.is_valid(index.rows["shard"]))
-    counts = located.group_by("shard").aggregate([("row", "count_distinct")])
-    return dict(zip(values(counts["shard"]), values(counts["row_count_distinct"]), strict=True))
+def live_rows(index: LargeIndex) -> dict[bytes, NDArray[np.int32]]:
+    """By shard, which of its rows, ascending, hold an image that some key still has."""
+    live: dict[bytes, NDArray[np.int32]] = {}
+    for part in index:
+        located = part.rows.filter(pc.is_valid(part.rows["shard"]))
+        row, shard = located["row"].to_numpy(), located["shard"].combine_chunks().dictionary_encode()
+        for code, name in enumerate(values(shard.dictionary)):
+            live[name] = np.union1d(live.get(name, row[:0]), row[shard.indices.to_numpy() == code])
+    return live
 
 
 def shards_to_rewrite(pixels: PixelSpec, shards: Mapping[bytes, Shard], live: Mapping[bytes, int]) -> list[bytes]:
@@ -56,14 +63,19 @@ def shards_to_rewrite(pixels: PixelSpec, shards: Mapping[bytes, Shard], live: Ma
     return chosen
 
 
-def _relocated(index: Index, writer: ShardWriter) -> Index:
-    """``index`` with the places that the writer gave to the images that it copied."""
-    digests = pa.array(list(writer.locations), pa.binary(32))
+def _places(writer: ShardWriter) -> pa.Table:
+    """Digest, shard and row of the images that a writer copied."""
     places = writer.locations.values()
-    moved = pc.index_in(index.rows["digest"], value_set=digests, skip_nulls=True)
+    columns = {"digest": list(writer.locations)}
+    columns |= {name: [getattr(place, name) for place in places] for name in ("shard", "row")}
+    return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
+
+
+def _relocated(index: Index, moved: pa.Table) -> Index:
+    """``index`` with the places of the images that were copied."""
+    place = pc.index_in(index.rows["digest"], value_set=moved["digest"].combine_chunks(), skip_nulls=True)
     rows = index.rows
     for name in ("shard", "row"):
-        new = pa.array([getattr(place, name) for place in places], COLUMNS[name])
-        column = pc.if_else(pc.is_valid(moved), new.take(moved), rows[name])
+        column = pc.if_else(pc.is_valid(place), moved[name].take(place), rows[name])
         rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-    return Index(rows, {**index.shards, **writer.shards})
+    return Index(rows, index.shards)

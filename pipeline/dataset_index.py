@@ -45,7 +45,10 @@ COLUMNS: dict[str, Any] = {
 SCHEMA = pa.schema(COLUMNS)
 SHARDS = "shards"
 MD5_BYTES = 16
-ROWS_AT_ONCE = 16_384
+ROWS_AT_ONCE = 4_096
+"""Read of a segment that is scanned."""
+ROWS_TOGETHER = 4_096
+"""In a row group of a segment: more would only take more memory while it is written."""
 PLACE = ("width", "height", "channels", "shard", "row")
 """What is known of an image, whatever its key."""
 LOCATED = ("etag", "size", "digest", *PLACE)
@@ -79,34 +82,49 @@ def short_etag(etag: str) -> bytes:
 
 def encode(index: Index) -> bytes:
     """A segment: equal bytes for equal rows in equal order."""
-    named = values(index.rows["shard"].unique().drop_null())
-    shards = {name.hex(): (index.shards[name].rows, index.shards[name].channels) for name in sorted(named)}
+    return encode_parts([index.rows], index.shards)
+
+
+def encode_parts(parts: Iterable[pa.Table], shards: Mapping[bytes, Shard]) -> bytes:
+    """As ``encode``, rows in several tables; equal bytes for equal rows in tables of equal lengths."""
+    named: set[bytes] = set()
     buffer = io.BytesIO()
     with pq.ParquetWriter(
         buffer,
         SCHEMA,
         compression="zstd",
-        compression_level=9,
+        compression_level=3,
         # What follows keeps the segment of a small change small: statistics and a second schema help nobody here.
         write_statistics=False,
         store_schema=False,
         use_dictionary=DICTIONARIES,
         column_encoding={"key": "DELTA_BYTE_ARRAY", "row": "DELTA_BINARY_PACKED"},
     ) as writer:
-        writer.write_table(index.rows)
-        if shards:
-            writer.add_key_value_metadata({SHARDS: json.dumps(shards, separators=(",", ":"))})
+        for rows in parts:
+            named |= set(values(rows["shard"].unique().drop_null()))
+            writer.write_table(rows, ROWS_TOGETHER)
+        if named:
+            counts = {name.hex(): (shards[name].rows, shards[name].channels) for name in sorted(named)}
+            writer.add_key_value_metadata({SHARDS: json.dumps(counts, separators=(",", ":"))})
     return buffer.getvalue()
 
 
 def decode(data: bytes) -> Index:
     """The rows and shards of a segment whose bytes were verified."""
-    with pq.ParquetFile(io.BytesIO(data)) as file:
-        rows = file.read().cast(SCHEMA)
-        shards = json.loads((file.metadata.metadata or {}).get(SHARDS.encode(), b"{}"))
-    return Index(
-        rows.replace_schema_metadata(None), {bytes.fromhex(name): Shard(*counts) for name, counts in shards.items()}
-    )
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        rows = file.read(use_threads=False).cast(SCHEMA)
+        return Index(rows.replace_schema_metadata(None), _shards_of(file))
+
+
+def shards_of(data: bytes) -> dict[bytes, Shard]:
+    """The shards of a segment whose bytes were verified."""
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return _shards_of(file)
+
+
+def _shards_of(file: pq.ParquetFile) -> dict[bytes, Shard]:
+    shards = json.loads((file.metadata.metadata or {}).get(SHARDS.encode(), b"{}"))
+    return {bytes.fromhex(name): Shard(*counts) for name, counts in shards.items()}
 
 
 def scan(data: bytes, columns: Sequence[str]) -> Iterator[pa.Table]:

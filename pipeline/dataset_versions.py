@@ -33,10 +33,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline import compaction, dataset_index, file_cache, leases
+from pipeline import compaction, dataset_index, file_cache, freed_memory, large_index, leases
 from pipeline.artifacts import DatasetVersion, Digest, PixelSpec, PrepareConfig, Record, utc_now
-from pipeline.dataset_index import NOTHING, Column, Index, pc, values
+from pipeline.dataset_index import SCHEMA, Column, Index, pc
 from pipeline.errors import Conflict, Corrupted, NotFound, ObjectMissing, StoreUnavailable
+from pipeline.large_index import LargeIndex
 from pipeline.leases import Lease
 from pipeline.sealing import sealed, unsealed
 from pipeline.shards import row_bytes, shard_key
@@ -96,7 +97,7 @@ class Prepared:
 
     manifest: DatasetManifest
     segments: tuple[Segment, ...]
-    index: Index
+    index: LargeIndex
 
 
 def read_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifest:
@@ -181,7 +182,7 @@ def read_prepared(datasets: Store, dataset: str, cache: Path | None = None) -> P
         if manifest is None:
             return None
         segments = manifest.segments if latest.extra is None else (*manifest.segments, latest.extra)
-        return Prepared(manifest, segments, read_segments(datasets, dataset, segments, cache))
+        return Prepared(manifest, segments, _read_large(datasets, dataset, segments, cache))
     except (Corrupted, ObjectMissing) as error:
         log.warning("Preparing %s from the beginning: %s", dataset, error)
         return None
@@ -191,7 +192,7 @@ def publish(
     datasets: Store,
     version: DatasetVersion,
     config: PrepareConfig,
-    index: Index,
+    index: LargeIndex,
     *,
     before: Prepared | None = None,
     cache: Path | None = None,
@@ -214,6 +215,7 @@ def publish(
     if stored is None:
         try:
             index = compaction.compact(datasets, version.dataset, version.pixels, index)
+            freed_memory.give_back()
             segments = _append(datasets, version, index, before, cache)
         except (Corrupted, ObjectMissing):
             _refuse_missing(datasets, version.dataset, before.segments if before else (), index)
@@ -258,14 +260,14 @@ def named_keys(datasets: Store, dataset: str, cache: Path | None = None) -> set[
 
 
 def _part_keys(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> list[str]:
-    shards = _read_segment(datasets, dataset, segment, cache).shards
+    shards = dataset_index.shards_of(_segment_bytes(datasets, dataset, segment, cache))
     return [_segment_key(dataset, segment.sha256), *(shard_key(dataset, name) for name in shards)]
 
 
-def _refuse_missing(datasets: Store, dataset: str, segments: Sequence[Segment], index: Index) -> None:
+def _refuse_missing(datasets: Store, dataset: str, segments: Sequence[Segment], index: LargeIndex) -> None:
     """Raise Conflict unless everything that a manifest or the pointer is about to name is stored."""
     needed = {_segment_key(dataset, segment.sha256) for segment in segments}
-    needed |= {shard_key(dataset, name) for name in values(index.rows["shard"].unique().drop_null())}
+    needed |= {shard_key(dataset, name) for name in large_index.shards_named(index)}
     stored = {found.key for folder in ("index", "shards") for found in datasets.listing(f"{dataset}/{folder}")}
     if missing := sorted(needed - stored):
         raise Conflict(
@@ -274,45 +276,56 @@ def _refuse_missing(datasets: Store, dataset: str, segments: Sequence[Segment], 
         )
 
 
-def _change(datasets: Store, manifest: DatasetManifest, index: Index, cache: Path | None) -> Index | None:
+def _change(datasets: Store, manifest: DatasetManifest, index: LargeIndex, cache: Path | None) -> LargeIndex | None:
     """What turns the index of a manifest into ``index``; None where there is no difference."""
     dataset = manifest.version.dataset
     try:
-        own = read_segments(datasets, dataset, manifest.segments, cache)
+        own = _read_large(datasets, dataset, manifest.segments, cache)
     except (Corrupted, ObjectMissing) as error:
         raise Corrupted(
             f"Version {manifest.version.version} of dataset {dataset!r} is stored but cannot be read: delete "
             f"{datasets.url}/{dataset}/ and prepare again ({error})."
         ) from error
-    change = dataset_index.difference(own, index)
+    change = large_index.difference(own, index)
     return change if len(change.rows) else None
 
 
 def _append(
-    datasets: Store, version: DatasetVersion, index: Index, before: Prepared | None, cache: Path | None
+    datasets: Store, version: DatasetVersion, index: LargeIndex, before: Prepared | None, cache: Path | None
 ) -> tuple[Segment, ...]:
     """Segments, stored, that say what ``index`` says: those from before and a new one, some merged into one."""
     dataset = version.dataset
     stored = () if before is None else before.segments
-    change = dataset_index.difference(NOTHING if before is None else before.index, index)
-    pieces: list[Segment | Index] = [*stored, change] if len(change.rows) else [*stored]
-    sizes = [piece.size if isinstance(piece, Segment) else len(dataset_index.encode(piece)) for piece in pieces]
+    change = large_index.difference(None if before is None else before.index, index)
+    pieces: list[Segment | _Encoded] = [*stored, _encoded(change)] if len(change.rows) else [*stored]
+    sizes = [piece.size if isinstance(piece, Segment) else len(piece.data) for piece in pieces]
     window = dataset_index.merge_window(sizes, MERGED_SHARE * (sum(sizes) + _shard_bytes(version.pixels, index)))
     if window:
-        parts = [
-            _read_segment(datasets, dataset, piece, cache) if isinstance(piece, Segment) else piece
-            for piece in pieces[window.start : window.stop]
-        ]
+        merged = pieces[window.start : window.stop]
+        parts = _each_large(datasets, dataset, [piece for piece in merged if isinstance(piece, Segment)], cache)
+        parts += [change] if len(parts) < len(merged) else []
         # Rows of gone keys are needed as long as a segment before them knows those keys.
-        pieces[window.start : window.stop] = [dataset_index.resolve(parts, keep_gone=window.start > 0)]
+        pieces[window.start : window.stop] = [_encoded(large_index.resolve(parts, keep_gone=window.start > 0))]
     return tuple(
         piece if isinstance(piece, Segment) else _write_segment(datasets, dataset, piece, cache) for piece in pieces
     )
 
 
-def _shard_bytes(pixels: PixelSpec, index: Index) -> int:
-    shards = [index.shards[name] for name in values(index.rows["shard"].unique().drop_null())]
+def _shard_bytes(pixels: PixelSpec, index: LargeIndex) -> int:
+    shards = [index.shards[name] for name in large_index.shards_named(index)]
     return sum(shard.rows * row_bytes(pixels.height, pixels.width, shard.channels) for shard in shards)
+
+
+def _read_large(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None) -> LargeIndex:
+    """As ``read_segments``, on disk."""
+    return large_index.resolve(_each_large(datasets, dataset, segments, cache))
+
+
+def _each_large(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None) -> list[LargeIndex]:
+    """What each segment says, on disk."""
+    each = (_segment_bytes(datasets, dataset, segment, cache) for segment in segments)
+    parts = ((dataset_index.scan(data, SCHEMA.names), dataset_index.shards_of(data)) for data in each)
+    return large_index.all_on_disk(cache, parts, len(segments))
 
 
 def _read_segment(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> Index:
@@ -324,24 +337,39 @@ def _segment_bytes(datasets: Store, dataset: str, segment: Segment, cache: Path 
     return file_cache.read(cache, segment.sha256, fetch)
 
 
-def _write_segment(datasets: Store, dataset: str, index: Index, cache: Path | None) -> Segment:
-    data = dataset_index.encode(index)
-    segment = Segment(sha256=hashlib.sha256(data).hexdigest(), rows=len(index.rows), size=len(data))
-    datasets.write_once(_segment_key(dataset, segment.sha256), data)
-    file_cache.write(cache, data)
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A segment that is not stored yet."""
+
+    data: bytes
+    rows: int
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def _encoded(index: LargeIndex) -> _Encoded:
+    return _Encoded(dataset_index.encode_parts(index.rows, index.shards), len(index.rows))
+
+
+def _write_segment(datasets: Store, dataset: str, encoded: _Encoded, cache: Path | None) -> Segment:
+    segment = Segment(sha256=encoded.sha256, rows=encoded.rows, size=len(encoded.data))
+    datasets.write_once(_segment_key(dataset, segment.sha256), encoded.data)
+    file_cache.write(cache, encoded.data)
     return segment
 
 
-def _point(datasets: Store, version: DatasetVersion, change: Index | None, cache: Path | None) -> None:
+def _point(datasets: Store, version: DatasetVersion, change: LargeIndex | None, cache: Path | None) -> None:
     """Let the pointer name ``version``; nothing is written where it says that already."""
-    sha256 = change and hashlib.sha256(dataset_index.encode(change)).hexdigest()
+    encoded = None if change is None else _encoded(change)
     now = read_latest(datasets, version.dataset)
-    if now and now.version == version.version and sha256 == (now.extra and now.extra.sha256):
+    if now and now.version == version.version and (encoded and encoded.sha256) == (now.extra and now.extra.sha256):
         return
-    if change is None:
+    if change is None or encoded is None:
         _move_pointer(datasets, version, None)
         return
-    extra = _write_segment(datasets, version.dataset, change, cache)
+    extra = _write_segment(datasets, version.dataset, encoded, cache)
     with hold(datasets, version.dataset) as lease:
         _refuse_missing(datasets, version.dataset, (extra,), change)
         lease.check()

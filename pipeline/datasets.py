@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import dataset_versions
+from pipeline import dataset_versions, freed_memory
 from pipeline.artifacts import DatasetVersion, Split
 from pipeline.dataset_index import Column, digests_of, pc, values
 from pipeline.dataset_versions import DatasetManifest, read_manifest
@@ -142,14 +142,19 @@ def load_split(
         InvalidInput: the pixels fit neither into ``memory_mb`` nor into ``scratch``.
         Corrupted: a shard, or an image in it, is not what was written.
     """
+    fits = version.counts[split] * int(np.prod(_shape(version))) <= memory_mb << 20
+    if not fits:
+        freed_memory.keep_little()
     rows = _images_of(datasets, version, split)
+    freed_memory.give_back()
     shape = (len(rows), *_shape(version))
-    if int(np.prod(shape)) <= memory_mb << 20:
+    if fits:
         file, pixels = None, _read_pixels(datasets, version, rows, on_progress)
     else:
         with PixelFile(scratch, shape) as file:
             _copy_pixels(datasets, version, rows, file.write, on_progress, at_once=FEW_SHARDS)
             pixels = file.mapped()
+    freed_memory.give_back()
     return LoadedSplit(pixels, rows["label"].to_numpy().astype(np.int64), digests_of(rows["digest"]), file)
 
 
@@ -186,22 +191,29 @@ def _images_of(datasets: Store, version: DatasetVersion, split: Split | None, *m
     columns = ["digest", "label", "shard", "row", *more]
     manifest = read_manifest(datasets, version.dataset, version.version)
     classes = pa.array(version.classes, pa.string())
-    parts = []
-    for rows in dataset_versions.scan_rows(datasets, version.dataset, manifest.segments, [*columns, "split"]):
-        chosen = pc.is_valid(rows["split"]) if split is None else pc.equal(rows["split"], split)
-        found = rows.filter(pc.fill_null(chosen, False)).select(columns)
-        found = found.set_column(1, "label", pc.index_in(found["label"], value_set=classes))
-        parts.append(found.set_column(2, "shard", found["shard"].dictionary_encode()))
+    scanned = dataset_versions.scan_rows(datasets, version.dataset, manifest.segments, [*columns, "split"])
+    parts = (_chosen(rows.filter(_in_split(rows, split)).select(columns), classes) for rows in scanned)
     return _distinct(pa.concat_tables(parts).unify_dictionaries())
+
+
+def _in_split(rows: pa.Table, split: Split | None) -> Column:
+    return pc.is_valid(rows["split"]) if split is None else pc.fill_null(pc.equal(rows["split"], split), False)
+
+
+def _chosen(rows: pa.Table, classes: Column) -> pa.Table:
+    """The rows, with a class index for a label and the name of each shard once."""
+    rows = rows.set_column(1, "label", pc.index_in(rows["label"], value_set=classes))
+    return rows.set_column(2, "shard", rows["shard"].dictionary_encode())
 
 
 def _distinct(rows: pa.Table) -> pa.Table:
     """The first row of each digest, ordered by digest."""
+    rows = rows.combine_chunks()
     rows = rows.sort_by([("digest", "ascending"), *(("key", "ascending"),) * ("key" in rows.column_names)])
-    digests = digests_of(rows["digest"])
-    first = np.ones(len(rows), bool)
-    first[1:] = (digests[1:] != digests[:-1]).any(axis=1)
-    return rows.filter(pa.array(first)).combine_chunks()
+    digests = np.ascontiguousarray(digests_of(rows["digest"])).view("V32").ravel()
+    first = np.ones(len(rows), np.bool_)
+    first[1:] = digests[1:] != digests[:-1]
+    return (rows if first.all() else rows.filter(pa.array(first))).combine_chunks()
 
 
 def _encoded(images: Store, datasets: Store, version: DatasetVersion, rows: pa.Table) -> Iterator[tuple[bytes, bytes]]:

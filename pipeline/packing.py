@@ -14,7 +14,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,13 +27,16 @@ from pipeline import dataset_index, images
 from pipeline.artifacts import PixelSpec
 from pipeline.dataset_index import MD5_BYTES, SCHEMA, Index, pc, values
 from pipeline.errors import InvalidImage
+from pipeline.large_index import LargeIndex
 from pipeline.raw import read_raw
-from pipeline.shards import DIGEST_BYTES, ShardWriter, row_bytes
+from pipeline.rows_on_disk import Rows, Sorter, keep
+from pipeline.shards import DIGEST_BYTES, Shard, ShardWriter, row_bytes
 from pipeline.store import Store
 
 CHUNK_IMAGES = 10_000
 CHUNK_BYTES = 256 << 20
 BATCH_IMAGES = 64
+FACTS = pa.schema([SCHEMA.field(name) for name in ("digest", "reason", "width", "height", "channels")])
 BATCH_BYTES = 8 << 20
 
 
@@ -75,20 +79,16 @@ def is_work(key: str) -> bool:
     return key.split("/")[1:2] == ["work"]
 
 
-def plan(dataset: str, pixels: PixelSpec, wanted: pa.Table, located: pa.Table) -> Iterator[Chunk]:
-    """Chunks that read ``wanted`` (key, etag, size), given index rows of all images that are packed."""
-    bounds = _chunk_bounds(wanted["size"].to_numpy())
+def plan(dataset: str, pixels: PixelSpec, wanted: Rows, known: Sequence[LargeIndex]) -> Iterator[Chunk]:
+    """Chunks that read ``wanted`` (key, etag, size), given all that is known of images that are packed."""
+    bounds = _chunk_bounds(np.concatenate([np.empty(0, np.int64), *(rows["size"].to_numpy() for rows in wanted)]))
     for start, end in bounds:
-        rows = wanted.slice(start, end - start)
-        keys, etags, sizes = (tuple(values(rows[name])) for name in ("key", "etag", "size"))
-        yield Chunk(dataset, pixels, keys, etags, sizes, _may_hold(located, rows), resumable=len(bounds) > 1)
+        yield _chunk(dataset, pixels, wanted.slice(start, end), known, resumable=len(bounds) > 1)
 
 
-def too_large(wanted: pa.Table) -> Index:
+def too_large(wanted: Rows) -> LargeIndex:
     """Rows of the objects in ``wanted`` (key, etag, size) that no reader should fetch, let alone decode."""
-    rows = wanted.filter(pc.greater(wanted["size"], images.MAX_BYTES))
-    reasons = [f"too large: {size:,} bytes, the limit is {images.MAX_BYTES:,}" for size in values(rows["size"])]
-    return Index(_rows(rows["key"], rows["etag"], rows["size"], reason=pa.array(reasons, pa.string())), {})
+    return LargeIndex(keep(wanted.folder, map(_too_large, wanted), SCHEMA), {})
 
 
 def pack_chunk(raw: Store, datasets: Store, chunk: Chunk, *, decode_threads: int | None = None) -> PackedChunk:
@@ -103,17 +103,48 @@ def pack_chunk(raw: Store, datasets: Store, chunk: Chunk, *, decode_threads: int
     # Images are decoded in threads already; OpenCV's own would only fight with them.
     cv2.setNumThreads(1)
     writer = ShardWriter(datasets, chunk.dataset)
-    found: list[Examined | None] = []
-    for examined in _examined(raw, chunk, decode_threads or os.cpu_count() or 1):
-        if examined is not None and examined.pixels is not None:
-            writer.add(examined.digest, examined.pixels)
-        found.append(None if examined is None else replace(examined, pixels=None))
+    facts, decoded = [FACTS.empty_table()], 0
+    for batch in _examined(raw, chunk, decode_threads or os.cpu_count() or 1):
+        for examined in batch:
+            if examined is not None and examined.pixels is not None:
+                writer.add(examined.digest, examined.pixels)
+                decoded += 1
+        facts.append(_facts(batch))
     writer.finish()
-    index = Index(_result_rows(chunk, found, writer), writer.shards)
+    index = Index(_result_rows(chunk, pa.concat_tables(facts), writer), writer.shards)
     segment = dataset_index.encode(index)
     if chunk.resumable:
         datasets.put(f"{_same_work(chunk.dataset, chunk.pixels)}/{hashlib.sha256(segment).hexdigest()}", segment)
-    return PackedChunk(segment, sum(examined is not None and examined.decoded for examined in found))
+    return PackedChunk(segment, decoded)
+
+
+class Found:
+    """What came of chunks, whose results may come in any order, put aside on disk.
+
+    Attributes:
+        read: objects that were read.
+        decoded: images that were decoded.
+        gone: keys that have vanished.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.read = self.decoded = 0
+        self.gone: list[str] = []
+        self._rows = Sorter(folder, SCHEMA)
+        self._shards: dict[bytes, Shard] = {}
+
+    def add(self, packed: PackedChunk) -> None:
+        """Take the result of one more chunk."""
+        part = dataset_index.decode(packed.segment)
+        self._rows.add(part.rows)
+        self._shards |= part.shards
+        self.gone += values(part.rows["key"].filter(pc.is_null(part.rows["etag"])))
+        self.read += len(part.rows)
+        self.decoded += packed.decoded
+
+    def index(self) -> LargeIndex:
+        """All that was found, keys that have vanished included."""
+        return LargeIndex(self._rows.rows(), self._shards)
 
 
 def left_behind(datasets: Store, dataset: str, pixels: PixelSpec) -> Iterator[Index]:
@@ -131,7 +162,6 @@ class Examined:
     header: images.ImageHeader | None = None
     pixels: NDArray[np.uint8] | None = None
     reason: str | None = None
-    decoded: bool = False
 
 
 def examine(data: bytes, pixels: PixelSpec, known: frozenset[bytes]) -> Examined:
@@ -143,15 +173,15 @@ def examine(data: bytes, pixels: PixelSpec, known: frozenset[bytes]) -> Examined
         header, decoded = images.decode_with_header(data, pixels)
     except InvalidImage as error:
         return Examined(digest, reason=str(error))
-    return Examined(digest, header, decoded, decoded=True)
+    return Examined(digest, header, decoded)
 
 
 def _same_work(dataset: str, pixels: PixelSpec) -> str:
     return f"{work_folder(dataset)}/{pixels.height}x{pixels.width}-{pixels.fit}-{pixels.format}"
 
 
-def _examined(raw: Store, chunk: Chunk, threads: int) -> Iterator[Examined | None]:
-    """Each image of the chunk, in order, decoded ahead in threads; None where the object is gone."""
+def _examined(raw: Store, chunk: Chunk, threads: int) -> Iterator[list[Examined | None]]:
+    """The images of the chunk, in order, some at a time, decoded ahead in threads; None where the object is gone."""
     step = range(0, len(chunk.known), DIGEST_BYTES)
     known = frozenset(chunk.known[start : start + DIGEST_BYTES] for start in step)
     reading = read_raw(raw, chunk.keys, chunk.sizes)
@@ -164,9 +194,9 @@ def _examined(raw: Store, chunk: Chunk, threads: int) -> Iterator[Examined | Non
         for batch in _batches(reading, chunk.pixels):
             window.append(pool.submit(examine_all, batch))
             if len(window) > threads:
-                yield from window.popleft().result()
+                yield window.popleft().result()
         while window:
-            yield from window.popleft().result()
+            yield window.popleft().result()
 
 
 def _batches(reading: Iterable[bytes | None], pixels: PixelSpec) -> Iterator[list[bytes | None]]:
@@ -184,30 +214,50 @@ def _batches(reading: Iterable[bytes | None], pixels: PixelSpec) -> Iterator[lis
         yield batch
 
 
-def _result_rows(chunk: Chunk, found: Sequence[Examined | None], writer: ShardWriter) -> pa.Table:
-    """The rows of a chunk's segment; a row without etag where the object is gone."""
-    gone = [examined is None for examined in found]
+def _facts(found: Sequence[Examined | None]) -> pa.Table:
+    """What is known of some objects; nothing but nulls where one is gone."""
     each = [examined or Examined(b"") for examined in found]
     headers = [examined.header for examined in each]
-    where = [writer.locations.get(examined.digest) for examined in each]
+    columns: dict[str, Any] = {
+        "digest": [examined.digest or None for examined in each],
+        "reason": [examined.reason for examined in each],
+        "width": [header and header.width for header in headers],
+        "height": [header and header.height for header in headers],
+        "channels": [header and header.channels for header in headers],
+    }
+    return pa.table(columns, schema=FACTS)
+
+
+def _result_rows(chunk: Chunk, facts: pa.Table, writer: ShardWriter) -> pa.Table:
+    """The rows of a chunk's segment; a row without etag where the object is gone."""
+    gone = pc.is_null(facts["digest"]).to_numpy()
+    where = [writer.locations.get(digest) for digest in values(facts["digest"])]
     return _rows(
         pa.array(chunk.keys, pa.string()),
-        pa.array(chunk.etags, pa.binary(), mask=np.array(gone)),
-        pa.array(chunk.sizes, pa.int64(), mask=np.array(gone)),
-        digest=[examined.digest or None for examined in each],
-        reason=[examined.reason for examined in each],
-        width=[header and header.width for header in headers],
-        height=[header and header.height for header in headers],
-        channels=[header and header.channels for header in headers],
+        pa.array(chunk.etags, pa.binary(), mask=gone),
+        pa.array(chunk.sizes, pa.int64(), mask=gone),
+        **{name: facts[name] for name in FACTS.names},
         shard=[location and location.shard for location in where],
         row=[location and location.row for location in where],
     )
+
+
+def _too_large(wanted: pa.Table) -> pa.Table:
+    rows = wanted.filter(pc.greater(wanted["size"], images.MAX_BYTES))
+    reasons = [f"too large: {size:,} bytes, the limit is {images.MAX_BYTES:,}" for size in values(rows["size"])]
+    return _rows(rows["key"], rows["etag"], rows["size"], reason=pa.array(reasons, pa.string()))
 
 
 def _rows(key: Any, etag: Any, size: Any, **columns: Any) -> pa.Table:
     """Index rows with the given columns; the others are null."""
     nothing = {field.name: pa.nulls(len(key), field.type) for field in SCHEMA}
     return pa.table({**nothing, "key": key, "etag": etag, "size": size, **columns}, schema=SCHEMA)
+
+
+def _chunk(dataset: str, pixels: PixelSpec, rows: pa.Table, known: Sequence[LargeIndex], *, resumable: bool) -> Chunk:
+    keys, etags, sizes = (tuple(values(rows[name])) for name in ("key", "etag", "size"))
+    may_hold = {digest for index in known for part in index for digest in _may_hold(part, rows)}
+    return Chunk(dataset, pixels, keys, etags, sizes, b"".join(sorted(may_hold)), resumable)
 
 
 def _chunk_bounds(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -223,11 +273,12 @@ def _chunk_bounds(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
     return bounds
 
 
-def _may_hold(located: pa.Table, rows: pa.Table) -> bytes:
+def _may_hold(known: Index, rows: pa.Table) -> list[bytes]:
     """Digests of packed images whose bytes an object of ``rows`` may hold, by what the listing says."""
+    located = known.rows.filter(pc.is_valid(known.rows["shard"]))
     same_size = located.filter(pc.is_in(located["size"], value_set=rows["size"].combine_chunks()))
     same_etag = pc.is_in(same_size["etag"], value_set=rows["etag"].combine_chunks())
     told = pc.equal(pc.binary_length(same_size["etag"]), MD5_BYTES)
     all_told = pc.all(pc.equal(pc.binary_length(rows["etag"]), MD5_BYTES)).as_py()
     possible = same_size.filter(pc.or_(same_etag, pc.invert(told))) if all_told else same_size
-    return b"".join(values(possible["digest"].unique()))
+    return values(possible["digest"])

@@ -22,20 +22,35 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipeline import dataset_index, dataset_versions, images, packing, preparation, quarantine, raw, selection
+from pipeline import (
+    dataset_index,
+    dataset_versions,
+    freed_memory,
+    images,
+    large_index,
+    packing,
+    preparation,
+    quarantine,
+    raw,
+    selection,
+)
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig, Record
-from pipeline.dataset_index import NOTHING, Index, located_rows, pc, values
+from pipeline.dataset_index import NOTHING, pc, values
 from pipeline.dataset_versions import Prepared
 from pipeline.errors import Conflict, DatasetRejected, InvalidImage, LeaseLost
-from pipeline.packing import Chunk, PackedChunk
+from pipeline.large_index import LargeIndex
+from pipeline.packing import Chunk, Found, PackedChunk
 from pipeline.preparation import Work
 from pipeline.progress import OnProgress, Progress, silent
+from pipeline.rows_on_disk import Rows
 from pipeline.selection import Selection
 from pipeline.zones import Zones
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+LEFT_BEHIND = 16
+"""Chunks that a killed preparation has done, by and large."""
 PROBES = 32
 PROBE_BYTES = 16 << 20
 Pack: TypeAlias = Callable[[Chunk], PackedChunk]
@@ -129,12 +144,14 @@ def _prepare(
         Conflict: something that it relied on was removed meanwhile (``garbage``).
     """
     raw.check_dataset_name(dataset)
-    candidates = preparation.Listing()
+    freed_memory.keep_little()
+    candidates = preparation.Listing(cache)
     found = raw.list_raw(zones.images, dataset, candidates.add)
-    listing = candidates.table()
+    listing = candidates.rows()
     on_progress(Progress("listing images", len(listing), len(listing)))
     before = dataset_versions.read_prepared(zones.datasets, dataset, cache)
     work = _begin(zones, dataset, config, listing, before)
+    freed_memory.give_back()
     read = partial(_read, zones, map_chunks=map_chunks, decode_threads=decode_threads, on_progress=on_progress)
     work, chosen = _settle(work, config, read)
 
@@ -147,18 +164,18 @@ def _prepare(
         dataset=dataset, version=chosen.version, classes=chosen.classes, pixels=chosen.pixels, counts=chosen.counts
     )
     index = preparation.index_of(work, chosen)
+    freed_memory.give_back()
     new = dataset_versions.publish(zones.datasets, version, config, index, before=before, cache=cache)
     _clear_work(zones, dataset)
-    used = index.rows["digest"].filter(pc.is_valid(index.rows["split"]))
-    packed_before = located_rows(work.before, columns=("digest", "shard", "row"))["digest"].combine_chunks()
+    used = int((chosen.label != selection.LEFT_OUT).sum())
     return PrepareResult(
         version=version,
         new=new,
         images=sum(version.counts.values()),
-        reused=int(np.sum(pc.is_in(used.unique(), value_set=packed_before).to_numpy(zero_copy_only=False))),
+        reused=preparation.reused(index, work.before),
         read=work.read,
         decoded=work.decoded,
-        duplicates=len(used) - sum(version.counts.values()),
+        duplicates=used - sum(version.counts.values()),
         quarantined=len(left_out),
         reasons=Counter(line["reason"].partition(":")[0] for line in left_out),
         skipped=found.skipped,
@@ -189,35 +206,43 @@ def summary(result: PrepareResult) -> list[str]:
     return lines
 
 
-def _begin(zones: Zones, dataset: str, config: PrepareConfig, listing: pa.Table, before: Prepared | None) -> Work:
+def _begin(zones: Zones, dataset: str, config: PrepareConfig, listing: Rows, before: Prepared | None) -> Work:
     """What is known of the listed objects, from the last preparation and from one that was killed."""
-    old = NOTHING if before is None else before.index
-    facts = dataset_index.unchanged(old, listing)
+    old = large_index.on_disk(NOTHING, listing.folder) if before is None else before.index
+    facts = large_index.unchanged(old, listing)
     unknown = preparation.unknown(listing, facts)
     size = _first_size(zones, config, facts, unknown)
     target = PixelSpec(height=size, width=size, channels=1 if config.colour == "grey" else 3, fit=config.fit)
     if before and preparation.as_packed(before.manifest.version.pixels) != preparation.as_packed(target):
-        old = dataset_index.without_locations(old)
-    old = dataset_index.as_needed(old, grey=target.channels == 1)
-    facts = dataset_index.unchanged(old, listing)
+        old = old.changed(dataset_index.without_locations)
+    as_needed = partial(dataset_index.as_needed, grey=target.channels == 1)
+    old = old.changed(as_needed)
+    facts = large_index.unchanged(old, listing)
     if len(unknown):
-        left = dataset_index.resolve(packing.left_behind(zones.datasets, dataset, target))
-        left = dataset_index.as_needed(dataset_index.unchanged(left, listing), grey=target.channels == 1)
-        facts = dataset_index.resolve([facts, left, packing.too_large(unknown)])
-    return Work(dataset, listing, dataset_index.share_locations(facts, old), old, target)
+        left = [found.changed(as_needed) for found in _left_behind(zones, dataset, target, listing)]
+        facts = large_index.resolve([facts, *left, packing.too_large(unknown)])
+    return Work(dataset, listing, large_index.share_locations(facts, old), old, target)
 
 
-def _settle(work: Work, config: PrepareConfig, read: Callable[[Work, pa.Table], Work]) -> tuple[Work, Selection]:
+def _left_behind(zones: Zones, dataset: str, target: PixelSpec, listing: Rows) -> Iterator[LargeIndex]:
+    """What a preparation that was killed had read of the listed objects, if it had."""
+    parts = (([part.rows.sort_by("key")], part.shards) for part in packing.left_behind(zones.datasets, dataset, target))
+    if found := large_index.all_on_disk(listing.folder, parts, LEFT_BEHIND):
+        yield large_index.unchanged(large_index.resolve(found), listing)
+
+
+def _settle(work: Work, config: PrepareConfig, read: Callable[[Work, Rows], Work]) -> tuple[Work, Selection]:
     """Read what is not known, then what is not packed as it must be, until nothing is left to read."""
     todo = preparation.unknown(work.listing, work.facts)
     while True:
         work = read(work, todo)
+        freed_memory.give_back()
         chosen = selection.select(preparation.candidates(work, config), config)
         if chosen.problem:
             return work, chosen
         if preparation.as_packed(chosen.pixels) != preparation.as_packed(work.target):
             target = chosen.pixels.model_copy(update={"channels": work.target.channels})
-            facts, before = (dataset_index.without_locations(index) for index in (work.facts, work.before))
+            facts, before = (index.changed(dataset_index.without_locations) for index in (work.facts, work.before))
             work = replace(work, target=target, facts=facts, before=before)
         todo = preparation.lacking(work, chosen)
         if not len(todo):
@@ -227,46 +252,45 @@ def _settle(work: Work, config: PrepareConfig, read: Callable[[Work, pa.Table], 
 def _read(
     zones: Zones,
     work: Work,
-    todo: pa.Table,
+    todo: Rows,
     *,
     map_chunks: MapChunks,
     decode_threads: int | None,
     on_progress: OnProgress,
 ) -> Work:
     """``work`` after the objects in ``todo`` were read, and packed where their bytes are new."""
-    parts, gone, done, decoded = [], [], 0, 0
-    chunks = packing.plan(work.dataset, work.target, todo, located_rows(work.before, work.facts))
+    if not len(todo):
+        return work
+    found = Found(todo.folder)
+    chunks = packing.plan(work.dataset, work.target, todo, (work.before, work.facts))
     pack = partial(packing.pack_chunk, zones.images, zones.datasets, decode_threads=decode_threads)
     for packed in map_chunks(pack, chunks):
-        part = dataset_index.decode(packed.segment)
-        parts.append(part)
-        gone += values(part.rows["key"].filter(pc.is_null(part.rows["etag"])))
-        done += len(part.rows)
-        decoded += packed.decoded
-        on_progress(Progress("reading images", done, len(todo), note=f"{decoded:,} decoded"))
+        found.add(packed)
+        freed_memory.give_back()
+        on_progress(Progress("reading images", found.read, len(todo), note=f"{found.decoded:,} decoded"))
+    facts = large_index.resolve([work.facts, found.index()])
     return replace(
         work,
-        listing=work.listing.filter(pc.invert(pc.is_in(work.listing["key"], value_set=pa.array(gone, pa.string())))),
-        facts=dataset_index.share_locations(dataset_index.resolve([work.facts, *parts]), work.before),
-        vanished=(*work.vanished, *gone),
-        read=work.read + done,
-        decoded=work.decoded + decoded,
+        listing=preparation.without(work.listing, found.gone),
+        facts=large_index.share_locations(facts, work.before),
+        vanished=(*work.vanished, *found.gone),
+        read=work.read + found.read,
+        decoded=work.decoded + found.decoded,
     )
 
 
-def _first_size(zones: Zones, config: PrepareConfig, known: Index, unknown: pa.Table) -> int:
+def _first_size(zones: Zones, config: PrepareConfig, known: LargeIndex, unknown: Rows) -> int:
     """What ``auto`` makes of the images that are known, or of the headers of a few that are not."""
-    readable = known.rows.filter(pc.is_valid(known.rows["width"]))
-    sides = pc.max_element_wise(readable["width"], readable["height"]).to_numpy()
+    sides = np.fromiter(preparation.longest_sides(known), np.int64)
     if config.size == "auto" and not len(sides) and len(unknown):
         sides = np.fromiter(_probed(zones, unknown), np.int64)
     return selection.pixel_spec(sides, np.ones(len(sides), np.int64), config).height
 
 
-def _probed(zones: Zones, unknown: pa.Table) -> Iterator[int]:
+def _probed(zones: Zones, unknown: Rows) -> Iterator[int]:
     """The longer sides of some images, one in a hundred and ``PROBES`` at most."""
     count = min(PROBES, 1 + len(unknown) // 100)
-    some = unknown.take(np.linspace(0, len(unknown) - 1, count).astype(np.int64))
+    some = pa.concat_tables(unknown.take(np.linspace(0, len(unknown) - 1, count).astype(np.int64)))
     some = some.filter(pc.less_equal(some["size"], PROBE_BYTES))
     for data in raw.read_raw(zones.images, values(some["key"]), values(some["size"])):
         try:

@@ -21,7 +21,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,10 @@ AUTO_SIZES = (28, 32)
 LARGE_SIZE = 64
 LEFT_OUT = -1
 NAMES_SHOWN = 3
+HASHED_AT_ONCE = 8_192
 
-Codes = NDArray[np.int64]
+Codes = NDArray[Any]
+"""Small integers; of which width does not matter."""
 Flags = NDArray[np.bool_]
 Digests = NDArray[np.uint8]
 
@@ -52,13 +54,14 @@ class Candidates:
 
     Attributes:
         classes: all labels, sorted.
-        label: int64 (N,), positions in ``classes``.
-        given: int64 (N,), codes of the given splits.
+        label: integers (N,), positions in ``classes``.
+        given: integers (N,), codes of the given splits.
         named: bool (N,), whether a person named the key as the one whose label is right.
         readable: bool (N,); what follows is meaningless where it is False.
-        digest: uint8 (N, 32).
-        side: int64 (N,), the longer side in pixels.
-        channels: int64 (N,), 1 or 3.
+        images: uint8 (U, 32), the distinct digests, sorted.
+        image: integers (N,), positions in ``images``.
+        side: integers (N,), the longer side in pixels.
+        channels: integers (N,), 1 or 3.
     """
 
     classes: tuple[str, ...]
@@ -66,7 +69,8 @@ class Candidates:
     given: Codes
     named: Flags
     readable: Flags
-    digest: Digests
+    images: Digests
+    image: Codes
     side: Codes
     channels: Codes
 
@@ -76,8 +80,8 @@ class Selection:
     """What ``select`` made of the candidates.
 
     Attributes:
-        label: int64 (N,), positions in ``classes``; ``LEFT_OUT`` where a candidate is not used.
-        split: int64 (N,), codes; FREE where a candidate is not used.
+        label: int32 (N,), positions in ``classes``; ``LEFT_OUT`` where a candidate is not used.
+        split: int8 (N,), codes; FREE where a candidate is not used.
         classes: labels by class index.
         pixels: what the images become.
         counts: images (distinct digests) per split.
@@ -102,8 +106,8 @@ class Images:
 
     Attributes:
         digest: uint8 (U, 32).
-        label: int64 (U,).
-        given: int64 (U,), codes of the given splits.
+        label: integers (U,).
+        given: integers (U,), codes of the given splits.
     """
 
     digest: Digests
@@ -113,24 +117,25 @@ class Images:
 
 def select(candidates: Candidates, config: PrepareConfig) -> Selection:
     """Settle labels and splits, size and colour, and whether this can be a dataset."""
-    rows = np.flatnonzero(candidates.readable)
-    digests, image = distinct(candidates.digest[rows])
+    rows = np.flatnonzero(candidates.readable).astype(np.int32)
+    digests, image = candidates.images, candidates.image[rows]
     right, conflicting, reasons = _settle_labels(candidates, rows, image, len(digests))
     given, leaving, overlaps = _settle_given(candidates, rows, image, right, len(digests))
-    used = right & ~leaving
-    present = np.unique(image[used])
-    labels = np.zeros(len(digests), np.int64)
-    labels[image[used]] = candidates.label[rows[used]]
-    images = Images(digests[present], labels[present], given[present])
-    splits = assign_splits(images, config.test_share, config.validation_share)
-    pixels = pixel_spec(candidates.side[rows[used]], candidates.channels[rows[used]], config)
-
-    label = np.full(len(candidates.label), LEFT_OUT, np.int64)
-    label[rows[used]] = candidates.label[rows[used]]
-    split = np.full(len(candidates.label), FREE, np.int64)
-    split[rows[used]] = splits[np.searchsorted(present, image[used])]
     lost = ~candidates.readable
     lost[rows[conflicting]] = True
+    used = right & ~leaving
+    rows, image = rows[used], image[used]
+    present = np.unique(image)
+    labels = np.zeros(len(digests), np.int32)
+    labels[image] = candidates.label[rows]
+    images = Images(digests if len(present) == len(digests) else digests[present], labels[present], given[present])
+    splits = assign_splits(images, config.test_share, config.validation_share)
+    pixels = pixel_spec(candidates.side[rows], candidates.channels[rows], config)
+
+    label = np.full(len(candidates.label), LEFT_OUT, np.int32)
+    label[rows] = candidates.label[rows]
+    split = np.full(len(candidates.label), FREE, np.int8)
+    split[rows] = splits[np.searchsorted(present, image)]
     return Selection(
         label=label,
         split=split,
@@ -146,14 +151,21 @@ def select(candidates: Candidates, config: PrepareConfig) -> Selection:
 def distinct(digests: Digests) -> tuple[Digests, Codes]:
     """The distinct rows of uint8 (N, 32), sorted, and for each row its position among them."""
     whole = np.ascontiguousarray(digests).view("V32").ravel()
-    unique, position = np.unique(whole, return_inverse=True)
-    return unique.view(np.uint8).reshape(-1, 32), position.ravel()
+    # As ``np.unique`` does it, with fewer copies: this is what a preparation needs most memory for.
+    order = np.argsort(whole, kind="stable")
+    ordered = whole[order]
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    position = np.empty(len(ordered), np.int32)
+    position[order] = np.cumsum(first, dtype=np.int32) - 1
+    unique = ordered if first.all() else ordered[first]
+    return unique.view(np.uint8).reshape(-1, 32), position
 
 
 def assign_splits(images: Images, test_share: float, validation_share: float) -> Codes:
-    """The split's code of each image, int64 (U,): given, by digest, or lent as the module says."""
+    """The split's code of each image, integers (U,): given, by digest, or lent as the module says."""
     free = images.given == FREE
-    split = np.where(_below(images.digest, 0, test_share), TEST, TRAIN)
+    split = np.where(_below(images.digest, 0, test_share), np.int8(TEST), np.int8(TRAIN))
     split = np.where(free, split, images.given)
     split[_without(split == TEST, images.label, free)] = TEST
     # The other way round: the first of the reversed order is the highest digest.
@@ -183,9 +195,11 @@ def version_of(classes: Sequence[str], pixels: PixelSpec, images: Images, split:
     content = {"format": FORMAT, "classes": classes, "pixels": pixels.model_dump()}
     digest = hashlib.sha256(digest_of(content).encode())
     row = np.dtype([("digest", np.uint8, 32), ("label", "<u4"), ("split", "u1")])
-    rows = np.empty(len(split), row)
-    rows["digest"], rows["label"], rows["split"] = images.digest, images.label, split
-    digest.update(rows.tobytes())
+    for start in range(0, len(split), HASHED_AT_ONCE):
+        part = slice(start, start + HASHED_AT_ONCE)
+        rows = np.empty(len(split[part]), row)
+        rows["digest"], rows["label"], rows["split"] = images.digest[part], images.label[part], split[part]
+        digest.update(rows.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -217,7 +231,7 @@ def _settle_given(
 ) -> tuple[Codes, Flags, dict[int, str]]:
     """The split that is given to each image, which rows leave the one that they were given, and why."""
     given = candidates.given[rows]
-    strictest = np.full(count, FREE, np.int64)
+    strictest = np.full(count, FREE, np.int8)
     np.maximum.at(strictest, image[right], given[right])
     leaving = right & (given > FREE) & (given < strictest[image])
     reasons = {
@@ -262,7 +276,7 @@ def _problems(candidates: Candidates, lost: Flags, label: Codes, split: Codes) -
 
 def _extremes(image: Codes, label: Codes, count: int) -> tuple[Codes, Codes]:
     """The lowest and the highest label of each image; unequal where it has none."""
-    low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, LEFT_OUT, np.int64)
+    low, high = np.full(count, np.iinfo(np.int32).max, np.int32), np.full(count, LEFT_OUT, np.int32)
     np.minimum.at(low, image, label)
     np.maximum.at(high, image, label)
     return low, high

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from pipeline.errors import Corrupted, ObjectMissing
 from pipeline.store import Store
 
-SHARD_BYTES = 8 << 20
+SHARD_BYTES = 2 << 20
 """Pixels in a shard at most: few enough to hold several, and enough for many images per request."""
 DIGEST_BYTES = 32
 

@@ -10,6 +10,7 @@ from pipeline import compaction
 from pipeline.artifacts import PixelSpec
 from pipeline.compaction import shards_to_rewrite
 from pipeline.dataset_index import SCHEMA, Index
+from pipeline.large_index import on_disk
 from pipeline.shards import Shard, ShardWriter, read_shard
 
 GREY = PixelSpec(height=28, width=28, channels=1)
@@ -62,11 +63,13 @@ def test_rows_are_copied_and_found() -> None:
         for copy in ("a", "b")
         for place in [writer.locations[digest]]
     ]
-    index = Index(pa.Table.from_pylist(rows, schema=SCHEMA), writer.shards)
-    assert compaction.live_rows(index) == dict.fromkeys(writer.shards, 5)
+    index = on_disk(Index(pa.Table.from_pylist(rows, schema=SCHEMA), writer.shards))
+    live = compaction.live_rows(index)
+    assert {name: rows.tolist() for name, rows in live.items()} == {name: [*range(5, 10)] for name in writer.shards}
 
     compacted = compaction.compact(datasets, "cats", GREY, index)
-    after = compacted.rows.to_pylist()
+    (part,) = compacted
+    after = part.rows.to_pylist()
     assert [row["digest"] for row in after] == [row["digest"] for row in rows]
     assert {row["shard"] for row in after}.isdisjoint(writer.shards)
     for row in after:

@@ -12,6 +12,7 @@ from pipeline import dataset_versions, datasets, images
 from pipeline.artifacts import DatasetVersion, PrepareConfig
 from pipeline.dataset_index import Index, values
 from pipeline.errors import Corrupted, NotFound
+from pipeline.large_index import on_disk
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.zones import Zones
@@ -130,7 +131,7 @@ def test_an_index_that_points_elsewhere_is_noticed(zones: Zones, version: Datase
         column = pa.array(wrong, pa.int32())
         index = Index(rows.set_column(rows.schema.get_field_index("row"), rows.schema.field("row"), column), shards)
         other = version.model_copy(update={"version": name})
-        dataset_versions.publish(zones.datasets, other, PrepareConfig(), index)
+        dataset_versions.publish(zones.datasets, other, PrepareConfig(), on_disk(index))
         with pytest.raises(Corrupted, match="holds other images"):
             datasets.load_split(zones.datasets, other, "train")
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline import dataset_index, packing
 from pipeline.artifacts import PixelSpec
-from pipeline.dataset_index import NOTHING, SCHEMA, Index, located_rows, values
+from pipeline.dataset_index import SCHEMA, Index, values
 from pipeline.images import MAX_BYTES, decode
+from pipeline.large_index import LargeIndex, on_disk
 from pipeline.packing import CHUNK_BYTES, CHUNK_IMAGES, Chunk
+from pipeline.rows_on_disk import Rows, keep
 from pipeline.shards import Shard, read_shard
 from pipeline.zones import Zones
 
@@ -30,12 +32,11 @@ def zones() -> Zones:
     return synthetic.memory_zones()
 
 
-def wanted(*rows: tuple[str, bytes, int]) -> pa.Table:
+def wanted(*rows: tuple[str, bytes, int]) -> Rows:
     """A listing of (key, etag, size)."""
     names = ("key", "etag", "size")
-    return pa.Table.from_pylist(
-        [dict(zip(names, row, strict=True)) for row in rows], pa.schema([SCHEMA.field(name) for name in names])
-    )
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    return keep(None, [pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema)], schema)
 
 
 def chunk(keys: Sequence[str], known: bytes = b"", *, pixels: PixelSpec = SPEC, resumable: bool = False) -> Chunk:
@@ -49,7 +50,7 @@ def chunk(keys: Sequence[str], known: bytes = b"", *, pixels: PixelSpec = SPEC, 
 def test_chunks_cover_everything_once_within_bounds(sizes: list[int]) -> None:
     """Every object is in one chunk, in order; a chunk exceeds its bytes only by holding a single larger object."""
     rows = [(f"{number:03d}", MD5, size) for number, size in enumerate(sizes)]
-    chunks = list(packing.plan("cats", SPEC, wanted(*rows), located_rows(NOTHING)))
+    chunks = list(packing.plan("cats", SPEC, wanted(*rows), []))
     assert [key for each in chunks for key in each.keys] == [key for key, *_ in rows]
     assert all(len(each.keys) == 1 or sum(each.sizes) <= CHUNK_BYTES for each in chunks)
     assert {each.resumable for each in chunks} <= {len(chunks) > 1}
@@ -58,7 +59,7 @@ def test_chunks_cover_everything_once_within_bounds(sizes: list[int]) -> None:
 def test_chunks_are_bounded_in_images() -> None:
     """Small objects fill chunks up to the bound of their number."""
     rows = [(str(number), MD5, 100) for number in range(2 * CHUNK_IMAGES + 1)]
-    assert [len(each.keys) for each in packing.plan("cats", SPEC, wanted(*rows), located_rows(NOTHING))] == [
+    assert [len(each.keys) for each in packing.plan("cats", SPEC, wanted(*rows), [])] == [
         CHUNK_IMAGES,
         CHUNK_IMAGES,
         1,
@@ -84,17 +85,18 @@ def test_which_known_bytes_an_object_may_hold(
     nothing = dict.fromkeys(SCHEMA.names)
     known = nothing | {"key": "old", "etag": etag_before, "size": size_before, "digest": b"d" * 32}
     located = known | {"shard": SHARD, "row": 0}
-    (found,) = packing.plan("cats", SPEC, wanted(("new", etag, size)), located_rows(_index(located)))
+    (found,) = packing.plan("cats", SPEC, wanted(("new", etag, size)), [_index(located)])
     assert found.known == (b"d" * 32 if possible else b"")
 
 
-def _index(*rows: dict[str, object]) -> Index:
-    return Index(pa.Table.from_pylist(list(rows), schema=SCHEMA), {SHARD: Shard(1, 1)})
+def _index(*rows: dict[str, object]) -> LargeIndex:
+    return on_disk(Index(pa.Table.from_pylist(list(rows), schema=SCHEMA), {SHARD: Shard(1, 1)}))
 
 
 def test_too_large_objects_are_told_from_the_listing() -> None:
     """An object over the limit gets a reason without being read; one at the limit does not."""
-    rows = packing.too_large(wanted(("a", MD5, MAX_BYTES), ("b", MD5, MAX_BYTES + 1))).rows.to_pylist()
+    (found,) = packing.too_large(wanted(("a", MD5, MAX_BYTES), ("b", MD5, MAX_BYTES + 1)))
+    rows = found.rows.to_pylist()
     assert [row["key"] for row in rows] == ["b"]
     assert rows[0]["reason"].startswith("too large")
 

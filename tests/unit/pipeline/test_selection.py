@@ -18,6 +18,7 @@ from pipeline.selection import (
     Images,
     Selection,
     assign_splits,
+    distinct,
     pixel_spec,
     select,
 )
@@ -31,13 +32,15 @@ def candidates(
 ) -> Candidates:
     """Candidates of (image's number or None if unreadable, label, given split)."""
     classes = sorted({row[1] for row in rows})
+    images, image = distinct(np.array([list(digest(row[0])) for row in rows], np.uint8).reshape(-1, 32))
     return Candidates(
         classes=tuple(classes),
         label=np.array([classes.index(row[1]) for row in rows], np.int64),
         given=np.array([SPLIT_CODES[row[2]] if len(row) > 2 else FREE for row in rows], np.int64),
         named=np.isin(np.arange(len(rows)), named),
         readable=np.array([row[0] is not None for row in rows], bool),
-        digest=np.array([list(digest(row[0])) for row in rows], np.uint8).reshape(-1, 32),
+        images=images,
+        image=image,
         side=np.full(len(rows), side, np.int64),
         channels=np.ones(len(rows), np.int64),
     )
@@ -56,7 +59,7 @@ def two_classes(count: int = 40) -> list[tuple[int | None, str]]:
 def sides(chosen: Selection, found: Candidates) -> dict[bytes, int]:
     """The split's code of each used image, by digest."""
     used = np.flatnonzero(chosen.label != LEFT_OUT)
-    return {found.digest[row].tobytes(): int(chosen.split[row]) for row in used}
+    return {found.images[found.image[row]].tobytes(): int(chosen.split[row]) for row in used}
 
 
 @given(st.permutations(range(40)))

@@ -26,7 +26,7 @@ def digest(number: int) -> bytes:
 
 def test_full_shards_are_written_as_they_fill(datasets: Store) -> None:
     """No shard holds more pixels than the bound, all rows are found again, and order is kept."""
-    side = 2048
+    side = 1024
     per_shard = SHARD_BYTES // (side * side)
     writer = ShardWriter(datasets, "cats")
     for number in range(per_shard + 2):
