@@ -1,7 +1,9 @@
 # One vocabulary of tasks for people, hooks and CI.
 #   make demo            the whole route on Fashion-MNIST, or on your own folder: make demo IMAGES=/path/to/folder
 #   make stop | clean    stop what the demo left running | remove what it stored (asks first)
-#   make test | lint     what must be green before a change lands
+#   make images          build the images of the stack in containers
+#   make up | down       start the stack in containers and say where it is | stop it; nothing stored is lost
+#   make test | lint     what must be green before a change lands; make test-e2e: the same in containers and a browser
 #   make soak            every stage killed at random moments, 100 times and more; the store taken away from every stage
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -11,8 +13,18 @@ BIN := $(VENV)/bin
 export IMAGES ?=
 DETACH ?=
 KILLS ?= 100
+DOCKER ?= docker
+COMPOSE ?= $(DOCKER) compose
+QUIET_RUN = $(COMPOSE) --progress quiet run --rm --no-deps --no-TTY
+SECRET ?=
+FROM ?=
+STACK_TAG ?= dev
+# What the images are labelled with; the commit's time and not the clock's, so that the same code gives the same image.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
+CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install demo stop clean test soak lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak lint format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,8 +53,59 @@ stop: ## stop everything that 'make demo DETACH=1' left running
 clean: ## stop everything and remove what was stored, after asking
 	@if [ -x $(BIN)/safelight ]; then $(BIN)/safelight demo --clean; else echo "safelight: nothing is installed, so nothing is stored."; fi
 
+images: image-gateway image-serving image-pipeline ## build safelight/{pipeline,serving,gateway}:dev (STACK_TAG=, BASE=, TORCH_INDEX_URL=)
+
+image-pipeline image-serving: CONTEXT = .
+image-pipeline: DOCKERFILE = pipeline/Dockerfile
+image-serving: DOCKERFILE = serving/Dockerfile
+image-gateway: DOCKERFILE = serving/gateway/Dockerfile
+image-gateway: CONTEXT = serving/gateway
+image-pipeline image-serving image-gateway:
+	DOCKER_BUILDKIT=1 $(DOCKER) build --file $(DOCKERFILE) --tag safelight/$(@:image-%=%):$(STACK_TAG) \
+	  --build-arg BASE --build-arg TORCH_INDEX_URL \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) $(CONTEXT)
+
+up: ## start the stack in containers, wait until all of it is healthy, say where it is (STACK_BIND=address)
+	@for each in pipeline serving gateway; do \
+	  $(DOCKER) image inspect safelight/$$each:$(STACK_TAG) >/dev/null 2>&1 || $(MAKE) image-$$each || exit; \
+	done
+	@$(QUIET_RUN) secrets write # refuses a STACK_BIND before anything that runs is touched
+	@chosen=$$($(COMPOSE) config --environment) || exit; \
+	value() { printf '%s\n' "$$chosen" | sed -n "s/^$$1=//p"; }; \
+	host=$$(value STACK_HOST); bind=$$(value STACK_BIND); \
+	case "$${host:-$$bind}" in '') host=localhost;; 0.0.0.0 | '[::]') host=$$(hostname);; *) host=$${host:-$$bind};; esac; \
+	STACK_HOST=$$host $(COMPOSE) up --detach --wait --no-build || exit; \
+	show() { port=$$($(COMPOSE) port $$2 $$3 2>/dev/null) && printf '%-16s http://%s:%s%s\n' "$$1" "$$host" "$${port##*:}" "$$4"; }; \
+	show 'Prefect UI' prefect-server 4200; show 'inference' gateway 8080; show '  its API' gateway 8080 /docs; \
+	show 'object store' object-store 9000; show '  its console' object-store 9001; \
+	echo "'make secrets' shows users and passwords; 'make down' stops it all and keeps what is stored."
+
+down: ## stop the stack in containers; what is stored stays
+	@$(COMPOSE) --profile '*' down
+
+secrets: ## show the users and passwords of the stack in containers
+	@$(QUIET_RUN) secrets show
+
+rotate: ## replace a secret of the stack (SECRET=name, FROM=file with your own) and start anew what uses it
+	@set -e; \
+	again=$$($(QUIET_RUN) secrets $(if $(FROM),set,rotate) "$(SECRET)" <$(or $(FROM),/dev/null)); \
+	anew() { for id in $$($(COMPOSE) ps --quiet $$1); do \
+	  $(DOCKER) restart "$$id" >/dev/null; \
+	  for _ in $$(seq 120); do [ "$$($(DOCKER) inspect --format '{{.State.Health.Status}}' "$$id")" = healthy ] && break; sleep 1; done; \
+	  echo "$$1: started anew"; done; }; \
+	if [ "$(SECRET)" = database ]; then \
+	  printf '%s\n' '\set password `cat /run/secrets/safelight/password`' "ALTER ROLE safelight PASSWORD :'password';" \
+	    | $(COMPOSE) exec --no-TTY postgres psql --quiet --username safelight --set ON_ERROR_STOP=1; fi; \
+	case " $$again " in *" object-store "*) anew object-store;; esac; \
+	case "$(SECRET)" in prefect | database) ;; *) \
+	  if [ -n "$$($(COMPOSE) ps --quiet object-store)" ]; then $(QUIET_RUN) store-init; fi;; esac; \
+	for service in $$again; do [ "$$service" = object-store ] || anew "$$service"; done
+
 test: $(VENV)/.installed-dev ## unit and integration tests, on a real object store and a real Prefect
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+test-e2e: $(VENV)/.installed-dev ## the stack in containers, used by a real browser, killed, and knocked at by strangers (needs Docker and Chromium)
+	DOCKER="$(DOCKER)" $(BIN)/python -m pytest tests/e2e
 
 soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifying each time; then take the store away from each
 	SAFELIGHT_SOAK_KILLS=$(KILLS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_soak.py
@@ -53,6 +116,7 @@ lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint pipeline/Dockerfile serving/Dockerfile serving/gateway/Dockerfile
 
 format: $(VENV)/.installed-dev ## put the code into the one format
 	$(BIN)/ruff format .

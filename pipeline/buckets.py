@@ -11,9 +11,17 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 import urllib3
-from minio import Minio
-from minio.commonconfig import ENABLED
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio import Minio, MinioAdmin
+from minio.commonconfig import ENABLED, Filter
+from minio.credentials.providers import StaticProvider
+from minio.error import InvalidResponseError, MinioAdminException, MinioException, S3Error, ServerError
+from minio.lifecycleconfig import (
+    AbortIncompleteMultipartUpload,
+    LifecycleConfig,
+    NoncurrentVersionExpiration,
+    Rule,
+)
+from minio.notificationconfig import NotificationConfig, QueueConfig
 from minio.versioningconfig import VersioningConfig
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
@@ -61,6 +69,84 @@ def create_buckets(
             again(_create, client, name)
             if versioning:
                 client.set_bucket_versioning(name, VersioningConfig(ENABLED))
+
+
+def expire_old_versions(
+    endpoint: str, access_key: str, secret_key: str, region: str, names: Iterable[str], *, days: int
+) -> None:
+    """Have replaced and removed objects go for good, and unfinished uploads given up, after ``days``.
+
+    Raises:
+        StoreError: the store refuses, or does not answer.
+    """
+    rule = Rule(
+        ENABLED,
+        rule_filter=Filter(prefix=""),
+        rule_id="safelight-old-versions",
+        noncurrent_version_expiration=NoncurrentVersionExpiration(noncurrent_days=days),
+        abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=days),
+    )
+    for name in names:
+        with (
+            _explained(endpoint, name),
+            _client(endpoint, access_key, secret_key, region, timeout_s=10) as client,
+        ):
+            client.set_bucket_lifecycle(name, LifecycleConfig([rule]))
+
+
+def announce_uploads(endpoint: str, access_key: str, secret_key: str, region: str, name: str, *, queue: str) -> None:
+    """Have the store tell ``queue`` (an ARN that it knows) of each object that is written to or removed from a bucket.
+
+    Raises:
+        StoreError: the store knows no such queue, refuses for another reason, or does not answer.
+    """
+    events = ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"]
+    config = NotificationConfig(queue_config_list=[QueueConfig(events, config_id="safelight-uploads", queue=queue)])
+    with (
+        _explained(endpoint, name),
+        _client(endpoint, access_key, secret_key, region, timeout_s=10) as client,
+    ):
+        client.set_bucket_notification(name, config)
+
+
+def set_user(
+    endpoint: str,
+    access_key: str,
+    secret_key: str,
+    region: str,
+    name: str,
+    *,
+    key: tuple[str, str],
+    policy: dict[str, object],
+) -> None:
+    """Create a user of a MinIO, or give it a new secret, with ``policy`` as all that it may do.
+
+    Args:
+        endpoint: of the store, as ``http://host:port``.
+        access_key: of its root.
+        secret_key: of the same.
+        region: of the buckets.
+        name: of the policy.
+        key: access key of the user, which is its name, and its secret key from now on.
+        policy: an IAM policy, as JSON would hold it.
+
+    Raises:
+        AccessDenied: the credentials are not an administrator's.
+        StoreUnavailable: no store answers there.
+        StoreError: it has no such interface, or refuses for another reason.
+    """
+    url = urlsplit(endpoint)
+    with _pool(timeout_s=10) as pool, _administered(endpoint, name):
+        admin = MinioAdmin(
+            endpoint=url.netloc,
+            credentials=StaticProvider(access_key, secret_key),
+            secure=url.scheme == "https",
+            region=region,
+            http_client=pool,
+        )
+        admin.policy_add(f"safelight-{name}", policy=policy)
+        admin.user_add(*key)
+        admin.policy_set(f"safelight-{name}", user=key[0])
 
 
 def answers(endpoint: str, access_key: str, secret_key: str, region: str) -> bool:
@@ -142,11 +228,7 @@ def _met_another(error: BaseException) -> bool:
 def _client(endpoint: str, access_key: str, secret_key: str, region: str, *, timeout_s: float) -> Iterator[Minio]:
     """A client that gives up in time (the SDK's own waits for minutes) and closes its connections."""
     url = urlsplit(endpoint)
-    with urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=min(5, timeout_s), read=timeout_s),
-        retries=False,  # silent; who calls has a patience that speaks
-        cert_reqs="CERT_REQUIRED",  # against the system's authorities, or those in SSL_CERT_FILE
-    ) as pool:
+    with _pool(timeout_s) as pool:
         yield Minio(
             url.netloc,
             access_key=access_key,
@@ -155,6 +237,33 @@ def _client(endpoint: str, access_key: str, secret_key: str, region: str, *, tim
             region=region,
             http_client=pool,
         )
+
+
+def _pool(timeout_s: float) -> urllib3.PoolManager:
+    return urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=min(5, timeout_s), read=timeout_s),
+        retries=False,  # silent; who calls has a patience that speaks
+        cert_reqs="CERT_REQUIRED",  # against the system's authorities, or those in SSL_CERT_FILE
+    )
+
+
+@contextmanager
+def _administered(endpoint: str, name: str) -> Iterator[None]:
+    """Turn what the administrator's SDK raises into one sentence."""
+    try:
+        yield
+    except MinioAdminException as error:
+        status = int(error._code)  # noqa: SLF001 - it has no public one
+        if status >= 500:
+            raise _absent(endpoint) from error
+        if status in {401, 403}:
+            raise AccessDenied(f"{endpoint} refuses its root's credentials: run `make up` again.") from error
+        raise StoreError(
+            f"{endpoint} refuses the user {name} (status {status}): it has no administration like MinIO's; create its "
+            "users as docs/operations.md says."
+        ) from error
+    except (urllib3.exceptions.HTTPError, MinioException) as error:
+        raise _absent(endpoint) from error
 
 
 @contextmanager
@@ -170,7 +279,7 @@ def _explained(endpoint: str, name: str) -> Iterator[None]:
                 f"{endpoint} refuses these credentials the bucket {name} ({error.code}): correct them, have the bucket "
                 "created, or name one that they may use with SAFELIGHT_STORE_URL=s3://bucket/prefix."
             ) from error
-        raise StoreError(f"The bucket {name} cannot be created at {endpoint}: {error.code}.") from error
+        raise StoreError(f"{endpoint} refuses to set the bucket {name} up: {error.code}.") from error
     except (urllib3.exceptions.HTTPError, ServerError, InvalidResponseError) as error:
         raise _absent(endpoint) from error
     except ValueError as error:

@@ -47,6 +47,30 @@ MEMORY = "512MiB"
 """Above this the server collects its garbage more often, at no cost that was measurable; without, it took 1.2 GB."""
 
 
+CONTAINER_CONFIGURATION = "/run/secrets/safelight"
+CONTAINER_DATA = "/data"
+CONTAINER_PORT = 9000
+
+_CLOSED = (
+    "-ip=127.0.0.1",
+    "-ip.bind=127.0.0.1",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-s3.iam=false",
+    "-s3.autoCreateBucket=false",
+    "-s3.allowDeleteBucketNotEmpty=false",
+    "-s3.allowedOrigins=none",
+    "-filer.allowedOrigins=none",
+    "-disableHttp",
+    "-webdav=false",
+    "-master.telemetry=false",
+    f"-master.volumeSizeLimitMB={VOLUME_MB}",
+    f"-volume.max={VOLUMES}",
+    "-volume.preStopSeconds=0",
+)
+"""What closes a server, and what makes its buckets S3's, whichever way it is started."""
+
+
 def command(ports: Mapping[str, int]) -> list[str]:
     """The command line of a server on ``ports``; its working folder is the store's.
 
@@ -73,6 +97,47 @@ def prepare(folder: Path) -> None:
         write_private(_identities_in(folder), _identities())
     for name, text in (_certificates() | _configuration()).items():
         write_private(configuration / name, text)
+
+
+def contained(identities: str) -> dict[str, str]:
+    """What the server of a container reads, by file name; the file whose presence means that all are there comes last.
+
+    Certificate and token keys stay from start to start, since the container cannot write them anew.
+
+    Args:
+        identities: its users, as JSON.
+    """
+    configuration = _configuration(CONTAINER_CONFIGURATION, CONTAINER_DATA)
+    last = {"security.toml": configuration.pop("security.toml")}
+    return {"s3.json": identities} | _certificates() | configuration | last
+
+
+def contained_command() -> list[str]:
+    """The command line of the server of a container, in which S3 alone listens beyond loopback.
+
+    ``weed mini`` binds all of its ports to one address, so this is ``weed server``: the same parts.
+    """
+    return [
+        # Warnings alone: each look at its health is two lines otherwise. Its own files are small, and in memory.
+        "-alsologtostderr=false",
+        "-stderrthreshold=WARNING",
+        "-logdir=/tmp",
+        "-log_max_size_mb=1",
+        "-log_max_files=1",
+        f"-config_dir={CONTAINER_CONFIGURATION}",
+        "server",
+        f"-dir={CONTAINER_DATA}",
+        "-s3",
+        "-s3.ip.bind=0.0.0.0",
+        f"-s3.port={CONTAINER_PORT}",
+        f"-s3.port.grpc={CONTAINER_PORT + GRPC_OFFSET}",
+        f"-s3.config={CONTAINER_CONFIGURATION}/s3.json",
+        "-s3.localSocket=/tmp/s3.sock",
+        "-filer.localSocket=/tmp/filer.sock",
+        "-filer.disableHttp",
+        "-master.resumeState=false",
+        *_CLOSED,
+    ]
 
 
 def credentials(folder: Path) -> tuple[str, str]:
@@ -140,27 +205,13 @@ def _arguments(ports: Mapping[str, int]) -> list[str]:
         "-config_dir=conf",
         "mini",
         "-dir=data",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
         *(f"-{component}.port={port}" for component, port in ports.items()),
         *(f"-{component}.port.grpc={port + GRPC_OFFSET}" for component, port in ports.items()),
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
         "-s3.config=conf/s3.json",
-        "-s3.iam=false",
-        "-s3.autoCreateBucket=false",
-        "-s3.allowDeleteBucketNotEmpty=false",
-        "-s3.allowedOrigins=none",
         "-s3.localSocket=s3.sock",
         "-filer.localSocket=filer.sock",
-        "-filer.allowedOrigins=none",
-        "-disableHttp",
-        "-webdav=false",
         "-admin.ui=false",
-        "-master.telemetry=false",
-        f"-master.volumeSizeLimitMB={VOLUME_MB}",
-        f"-volume.max={VOLUMES}",
-        "-volume.preStopSeconds=0",
+        *_CLOSED,
     ]
 
 
@@ -173,20 +224,20 @@ def _identities() -> str:
     return json.dumps({"identities": [{"name": "safelight", "credentials": [key], "actions": ["Admin"]}]})
 
 
-def _configuration() -> dict[str, str]:
+def _configuration(conf: str = "conf", data: str = "data") -> dict[str, str]:
     """What weed reads, by file name; each of its files is there, since one that is not is looked for elsewhere."""
-    identity = 'cert = "conf/cert.pem"\nkey = "conf/key.pem"\n'
+    identity = f'cert = "{conf}/cert.pem"\nkey = "{conf}/key.pem"\n'
     sections = {
         section: f'key = "{secrets.token_hex(32)}"\n'
         for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     }
-    sections["grpc"] = 'ca = "conf/ca.pem"\n'
+    sections["grpc"] = f'ca = "{conf}/ca.pem"\n'
     sections |= {f"grpc.{component}": identity for component in (*COMPONENTS, "client", "worker")}
-    sections |= {f"https.{server}": f'{identity}ca = "conf/ca.pem"\n' for server in (*COMPONENTS[1:], "client")}
+    sections |= {f"https.{server}": f'{identity}ca = "{conf}/ca.pem"\n' for server in (*COMPONENTS[1:], "client")}
     sections["https.client"] += "enabled = true\n"
     return {
         "security.toml": "\n".join(f"[{section}]\n{lines}" for section, lines in sections.items()),
-        "filer.toml": '[leveldb2]\nenabled = true\ndir = "data/filerldb2"\n',
+        "filer.toml": f'[leveldb2]\nenabled = true\ndir = "{data}/filerldb2"\n',
         "master.toml": "",
         "credential.toml": "",
         "notification.toml": "",
