@@ -25,6 +25,7 @@ from pipeline.errors import (
     Corrupted,
     InvalidSettings,
     ObjectMissing,
+    StoreError,
     StoreUnavailable,
 )
 from pipeline.patience import Patience
@@ -45,6 +46,8 @@ READS_PER_THREAD = 2
 they work, while more writes at once only get in each other's way (``docs/decisions/object-io.md``)."""
 BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
+PAGE = 1000
+"""Objects of a listing in memory at once; a shorter page is the last one."""
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -131,12 +134,26 @@ class Store:
         except ObjectMissing:
             return None
 
-    def listing(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All objects below the folder ``prefix``, in the store's own order, one page in memory at a time."""
-        last: str | None = None
-        while page := self._attempt(lambda: self._page(prefix, last), "LIST", prefix):  # noqa: B023 - called at once
+    def listing(self, prefix: str = "", *, after: str | None = None) -> Iterator[StoredObject]:
+        """All objects below the folder ``prefix``, in the store's own order, one page in memory at a time.
+
+        Args:
+            prefix: of the keys.
+            after: only what comes after this key.
+
+        Raises:
+            StoreError: the store goes round in circles.
+        """
+        ends = set()
+        while True:
+            page = self._attempt(lambda: self._page(prefix, after), "LIST", prefix)  # noqa: B023 - called at once
             yield from page
-            last = page[-1].key
+            if len(page) < PAGE:
+                return
+            after = page[-1].key
+            if after in ends:
+                raise StoreError(f"The listing of {self.url}/{prefix} comes back to {after}: use another store.")
+            ends.add(after)
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below the folder ``prefix``, sorted."""
@@ -209,7 +226,7 @@ class Store:
             return None
 
     def _page(self, prefix: str, after: str | None) -> list[StoredObject]:
-        pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=1000)
+        pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=PAGE)
         return [_stored(meta) for meta in next(iter(pages), [])]
 
     def _delete(self, key: str) -> None:

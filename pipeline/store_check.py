@@ -1,7 +1,8 @@
-"""The proof that an endpoint keeps the promises that Safelight rests on: conditional writes, read back at once.
+"""The proof that an endpoint keeps the promises that Safelight rests on: conditional writes, and listings.
 
-Some servers accept the headers and ignore them. On such a store two writers could both believe that they won, so it is
-refused when it is first opened; ``safelight store check`` runs the same proof on demand.
+Some servers accept the headers and ignore them: two writers could both believe that they won. And some lose their place
+in a listing that is gone on with, as SeaweedFS 4.48 does in a bucket that keeps versions. They are refused when first
+opened; ``safelight store check`` runs the same proof on demand.
 """
 
 import secrets
@@ -14,6 +15,8 @@ from pipeline.store import Store
 MARKER = "safelight-store.json"
 FOLDER = "store-check"
 RACERS = 4
+NEIGHBOURS = ("a", "a-b", "a.b", "a!/b", "aa")
+"""Names that stores with folders below tend to order in their own way."""
 
 
 def prove(store: Store) -> dict[str, bool]:
@@ -76,6 +79,16 @@ def _no_swap_of_nothing(store: Store, key: str) -> bool:
     return _refused(store, key, b"ghost", '"00000000000000000000000000000000"') and store.head(key) is None
 
 
+def _listing_goes_on(store: Store, key: str) -> bool:
+    """A listing that is gone on with after any of its keys has all that came after it, and nothing else."""
+    for name in NEIGHBOURS:
+        store.put(f"{key}/{name}", b"listed")
+    found = [each.key for each in store.listing(key)]
+    return len(found) == len(NEIGHBOURS) and all(
+        [each.key for each in store.listing(key, after=last)] == found[place:] for place, last in enumerate(found, 1)
+    )
+
+
 def _refused(store: Store, key: str, data: bytes, etag: str) -> bool:
     try:
         store.compare_and_swap(key, data, etag=etag)
@@ -116,4 +129,5 @@ PROMISES: dict[str, Callable[[Store, str], bool]] = {
     "a swap needs the current etag": _swaps,
     "one of several swaps wins": _one_swapper,
     "nothing is swapped where there is nothing": _no_swap_of_nothing,
+    "a listing goes on where it stopped": _listing_goes_on,
 }

@@ -1,7 +1,8 @@
 """Makes the object store of the stack ready, as its root: buckets that keep versions, users, and what each may do.
 
 One shot at each start, and idempotent: what is there already is only confirmed, a rotated key replaces the old one.
-SeaweedFS reads its users from the file that ``stack_secrets`` writes, so there only the buckets are made.
+SeaweedFS reads its users from the file that ``stack_secrets`` writes, so there only the buckets are made; they keep no
+versions, because it loses its place in the listing of a bucket that does (4.48; ``store_check`` proves it).
 """
 
 import logging
@@ -26,12 +27,15 @@ WEBHOOK = "arn:minio:sqs::SAFELIGHT:webhook"
 """What Silo calls the webhook that ``stack_secrets`` configures."""
 
 
-def initialise(settings: Settings, keys: Mapping[StoreUser, tuple[str, str]], *, webhook: bool = False) -> None:
+def initialise(
+    settings: Settings, keys: Mapping[StoreUser, tuple[str, str]], *, versioning: bool = True, webhook: bool = False
+) -> None:
     """Create buckets and, where ``keys`` are given, users with their policies; waits while the store starts.
 
     Args:
         settings: of the store, with its root's credentials.
         keys: access key and secret key of each user.
+        versioning: the buckets keep what is replaced or removed, for ``KEPT_DAYS``.
         webhook: have the store tell of uploads.
 
     Raises:
@@ -50,8 +54,9 @@ def initialise(settings: Settings, keys: Mapping[StoreUser, tuple[str, str]], *,
     )
     patience = Patience(settings.store_patience_s, "the object store")
     names = [bucket(zone) for zone in ZONES]
-    patience(partial(buckets.create_buckets, *root, names, versioning=True), "creating the buckets")
-    patience(partial(buckets.expire_old_versions, *root, names, days=KEPT_DAYS), "bounding the age of old versions")
+    patience(partial(buckets.create_buckets, *root, names, versioning=versioning), "creating the buckets")
+    if versioning:
+        patience(partial(buckets.expire_old_versions, *root, names, days=KEPT_DAYS), "bounding the age of old versions")
     for user, key in keys.items():
         add = partial(buckets.set_user, *root, user, key=key, policy=policy(user))
         patience(add, f"setting the rights of {user}")
@@ -64,8 +69,14 @@ def main() -> None:
     """Read settings and secrets, and do it; a failure is one sentence and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        keys = {} if os.environ.get("STACK_STORE") == "seaweedfs" else _keys(SECRETS)
-        initialise(Settings.from_environ(os.environ), keys, webhook=os.environ.get("STACK_WEBHOOK") == "on")
+        administered = os.environ.get("STACK_STORE") != "seaweedfs"
+        keys = _keys(SECRETS) if administered else {}
+        initialise(
+            Settings.from_environ(os.environ),
+            keys,
+            versioning=administered,
+            webhook=os.environ.get("STACK_WEBHOOK") == "on",
+        )
     except SafelightError as error:
         sys.exit(f"safelight: {error}")
     print(f"safelight: {len(ZONES)} buckets and {len(keys) or len(STORE_USERS)} users are ready.")

@@ -93,6 +93,19 @@ def refusing(status: int, code: str) -> Fault:
     return refuse
 
 
+def repeating() -> Fault:
+    """The store answers with what it answered first, whatever is asked."""
+    first: list[tuple[int, list[tuple[str, str]], bytes]] = []
+
+    def repeat(connection: Faulty) -> None:
+        body = connection.body()
+        if not first:
+            first.append(connection.ask(body))
+        connection.respond(*first[0])
+
+    return repeat
+
+
 @contextmanager
 def faulty(endpoint: str) -> Iterator[FaultyProxy]:
     """A proxy of that kind in front of ``endpoint``."""

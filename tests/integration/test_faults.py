@@ -102,12 +102,23 @@ def test_what_breaks_is_repeated(
 
 
 def test_a_listing_that_breaks_between_its_pages_goes_on(zones: Zones, store: Store, proxy: FaultyProxy) -> None:
-    """With each page but the first breaking once, 2,300 objects are listed once each."""
+    """With the second page breaking once and the third one twice, 2,300 objects are listed once each."""
     keys = [f"many/{number}" for number in range(2300)]
     list(zones.images.write_many((key, b"x") for key in keys))
-    proxy.expect("LIST", None, Faulty.broken_off, None, SLOW_DOWN, None, Faulty.too_long)
+    proxy.expect("LIST", None, Faulty.broken_off, None, SLOW_DOWN, Faulty.too_long)
     assert sorted(found.key for found in store.listing("many")) == sorted(keys)
     assert proxy.happened.count("LIST") == 3
+
+
+def test_a_listing_that_never_ends_is_given_up(zones: Zones, store: Store, proxy: FaultyProxy) -> None:
+    """A store that answers every page with the first one is refused, after that page came twice."""
+    list(zones.images.write_many((f"many/{number}", b"x") for number in range(1000)))
+    proxy.expect("LIST", *[faulty_proxy.repeating()] * 5)
+    listing = store.listing("many")
+    assert len(list(itertools.islice(listing, 1000))) == 1000
+    with pytest.raises(StoreError, match="comes back to"):
+        list(listing)
+    assert proxy.happened == ["LIST"] * 2
 
 
 def test_many_requests_with_faults_among_them_are_whole_and_in_order(store: Store, proxy: FaultyProxy) -> None:

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from integration.test_buckets import known
 from pydantic import SecretStr
 
-from pipeline import store_check
+from pipeline import buckets, store_check
 from pipeline.errors import (
     AccessDenied,
     Conflict,
@@ -149,6 +150,15 @@ def test_the_store_keeps_its_promises(store: Store) -> None:
     """The proof of the conditional writes passes on the real store and leaves nothing behind."""
     assert all(store_check.prove(store).values())
     assert list(store.listing("store-check")) == []
+
+
+def test_a_store_that_loses_its_place_in_a_listing_is_refused(store_settings: Settings) -> None:
+    """SeaweedFS does so in a bucket that keeps versions; the sentence says what is wrong."""
+    endpoint, key, secret, region = known(store_settings)
+    name = f"safelight-tests-{secrets.token_hex(4)}"
+    buckets.create_buckets(endpoint, key, secret, region, [name], versioning=True)
+    with pytest.raises(InvalidSettings, match="a listing goes on where it stopped"):
+        store_check.refuse_unless_proven(open_store(f"s3://{name}", store_settings))
 
 
 def test_a_store_without_swaps_is_refused(tmp_path: Path) -> None:
