@@ -102,7 +102,7 @@ def read_alias(models: Store, model: str, alias: str) -> tuple[AliasState, str] 
 
 
 def etag_of(models: Store, model: str, alias: str) -> str | None:
-    """The etag of what an alias says, for one request without a body; another etag, another state. None if never set."""
+    """The etag of what an alias says, for one request without a body; another etag, another state. None: not set."""
     found = models.head(_key(model, alias))
     return found.etag if found else None
 

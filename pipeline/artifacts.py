@@ -287,9 +287,13 @@ class Deployment(Record):
 
     Attributes:
         url: where the inference server answers.
-        smoke_images: images that were sent over HTTP and answered as the evaluation predicted.
+        smoke_images: images that were sent to each replica over HTTP and answered as the evaluation predicted.
+        replicas: of the inference server, all of which answer with the version.
+        target: how it went live; ``follow``: the replicas followed the alias, ``docker``: new containers took over.
     """
 
     model_version: ModelVersion
     url: str
     smoke_images: int
+    replicas: int = 1
+    target: Literal["follow", "docker"] = "follow"

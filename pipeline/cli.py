@@ -55,6 +55,8 @@ def main() -> None:
     """Run a command; a person's mistake ends it with one sentence, never with a traceback."""
     # Read when torch is imported: threads that wait must not spin, since store and server share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when pyarrow is imported: an allocator of its own would keep tens of MiB beside those that malloc keeps.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()  # a reader that is gone is noticed here, and not when the interpreter ends
@@ -245,16 +247,20 @@ def promote(
 def deploy(
     model: Model,
     version: Annotated[str | None, typer.Option(help="By default the champion.")] = None,
+    if_any: Annotated[bool, typer.Option("--if-any", help="Succeed too where there is no champion yet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model version live on this machine, prove that it answers, and go back if it does not."""
+    """Make a model version live, prove that every replica answers with it, and go back if one does not."""
     from pipeline import deploy as step
 
     settings, zones = open_all()
+    if if_any and not aliases.list_aliases(zones.models, model).get(aliases.CHAMPION):
+        print(f"Model {model!r} has no champion yet.")
+        return
     target = aliases.resolve(zones.models, model, version or aliases.CHAMPION)
     with console.progress() as on_progress:
         result = step.deploy(zones, settings, target, on_progress=on_progress)
-    console.show_record(result, as_json=as_json, lines=[f"{model} {target.version} answers at {result.url}."])
+    console.show_record(result, as_json=as_json, lines=[step.summary(result)])
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.artifacts import GateConfig, TrainConfig, TrainingRun
-from pipeline.errors import InvalidInput, NotFound
+from pipeline.errors import InvalidInput
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
 
@@ -66,14 +66,7 @@ def gate_config(**options: Any) -> GateConfig:
 
 
 def training_run(zones: Zones, name: str) -> TrainingRun:
-    """The finished training run of that id, or the newest one of a dataset of that name.
-
-    Raises:
-        NotFound: there is neither.
-    """
+    """``training_runs.named``."""
     from pipeline import training_runs
 
-    try:
-        return training_runs.find(zones.checkpoints, name)
-    except NotFound:
-        return training_runs.latest(zones.checkpoints, name)
+    return training_runs.named(zones.checkpoints, name)

@@ -20,7 +20,8 @@
     ├── TrainingDiverged              the loss became NaN or infinite
     ├── ExportMismatch                the exported model does not answer like the trained one
     ├── DeployFailed                  the new version did not prove itself; the old one is live again
-    └── LocalServiceFailed            a process on this machine did not start or stop
+    ├── LocalServiceFailed            a process on this machine did not start or stop
+    └── PrefectUnavailable            the Prefect server did not answer, or refused the credentials
 """
 
 from collections.abc import Sequence
@@ -100,6 +101,10 @@ class DeployFailed(SafelightError):
 
 class LocalServiceFailed(SafelightError):
     """A process on this machine did not start or stop."""
+
+
+class PrefectUnavailable(SafelightError):
+    """The Prefect server did not answer, or refused the credentials."""
 
 
 def listed(names: Sequence[str], shown: int) -> str:

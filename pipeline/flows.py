@@ -10,6 +10,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import task
@@ -17,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.flows import Flow
 from pydantic import Field
 
-from pipeline import aliases, deploy, packing, prepare, promote, registry, stages, training_runs
+from pipeline import aliases, deploy, packing, prepare, promote, registry, sources, stages, training_runs
 from pipeline.artifacts import (
     DatasetVersion,
     Deployment,
@@ -32,21 +33,29 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
+from pipeline.errors import InvalidInput
+from pipeline.fashion_mnist import NAME as FASHION_MNIST
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.prefect_runs import (
     Stopwatch,
     as_tasks,
     in_thread,
+    link_report,
     network_task,
     one_sentence_flow,
     publish,
     say,
     surroundings,
 )
+from pipeline.sources import ImportReport
 
 DatasetName = Annotated[Name, Field(description="Name of the dataset, as it was imported.")]
-ModelName = Annotated[Name | None, Field(description="Name of the model; by default the dataset's.")]
-VersionId = Annotated[str | None, Field(description="A version's id; by default the newest.")]
+NewModelName = Annotated[Name | None, Field(description="Name of the model; by default the dataset's.")]
+ModelName = Annotated[Name, Field(description="Name of the model.")]
+DatasetVersionId = Annotated[str | None, Field(description="A dataset version's id; by default the newest.")]
+NewestVersionId = Annotated[str | None, Field(description="A model version's id; by default the newest.")]
+LiveVersionId = Annotated[str | None, Field(description="A model version's id; by default the champion.")]
+Fresh = Annotated[bool, Field(description="Train anew, even where this very run is finished.")]
 
 
 class PipelineResult(Record):
@@ -63,23 +72,31 @@ class PipelineResult(Record):
 
 @one_sentence_flow(name="pipeline", flow_run_name="{dataset}: from images to a live model")
 async def pipeline(  # noqa: PLR0917 - they are a form in the UI
-    dataset: DatasetName = "fashion-mnist",
-    model: ModelName = None,
+    dataset: DatasetName = FASHION_MNIST,
+    model: NewModelName = None,
     preparation: PrepareConfig = PrepareConfig(),  # noqa: B008 - frozen
     training: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
     gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
-    fresh: Annotated[bool, Field(description="Train anew, even where this very run is finished.")] = False,
+    fresh: Fresh = False,
 ) -> PipelineResult:
-    """The whole route: images in the store become a live model, if the model is good enough."""
+    """The whole route: images in the store become a live model, if the model is good enough.
+
+    Where nothing is stored yet for fashion-mnist, it is imported first.
+    """
     clock = Stopwatch()
+    if dataset == FASHION_MNIST:
+        await import_unless_stored()
     version = await clock.time("prepare", prepare_dataset(dataset, preparation))
     run = await clock.time("train", train_model(dataset, version.version, training, fresh))
     exported, judged = await clock.time("evaluate", export_and_evaluate(run.id))
     challenger = await clock.time("register", register_model(model or dataset, exported, judged))
+    linked = await link_report(challenger)
     decision = await clock.time("promote", judge(challenger.model, challenger.version, gate))
     deployment = None
     if decision.promoted:
         deployment = await clock.time("deploy", make_live(challenger.model, challenger.version))
+    if not linked:
+        await link_report(challenger)
     return PipelineResult(
         dataset_version=version,
         training_run=run,
@@ -91,9 +108,25 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
     )
 
 
+@one_sentence_flow(name="import", flow_run_name="import {dataset}")
+async def import_flow(
+    dataset: Annotated[Name, Field(description="Name of the dataset that the images belong to.")] = FASHION_MNIST,
+    folder: Annotated[
+        str | None,
+        Field(description="A folder that the worker sees, with one folder of images per class; else Fashion-MNIST."),
+    ] = None,
+    per_class: Annotated[
+        int | None, Field(ge=2, le=7000, description="Only so many images of each class of Fashion-MNIST.")
+    ] = None,
+    exact: Annotated[bool, Field(description="Leave out what is stored, but not in the folder.")] = False,
+) -> ImportReport:
+    """Copy images into the object store; what is there already is skipped."""
+    return await import_images(dataset, folder, per_class, exact)
+
+
 @one_sentence_flow(name="prepare", flow_run_name="prepare {dataset}")
 async def prepare_flow(
-    dataset: DatasetName = "fashion-mnist",
+    dataset: DatasetName = FASHION_MNIST,
     config: PrepareConfig = PrepareConfig(),  # noqa: B008 - frozen
 ) -> DatasetVersion:
     """Check, split and pack the raw images of a dataset into a dataset version."""
@@ -102,25 +135,29 @@ async def prepare_flow(
 
 @one_sentence_flow(name="train", flow_run_name="train on {dataset}")
 async def train_flow(
-    dataset: DatasetName = "fashion-mnist",
-    version: VersionId = None,
+    dataset: DatasetName = FASHION_MNIST,
+    version: DatasetVersionId = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
-    fresh: bool = False,
+    fresh: Fresh = False,
 ) -> TrainingRun:
     """Train on a dataset version; an unfinished run of the same identity is resumed, a finished one is found."""
     return await train_model(dataset, version, config, fresh)
 
 
 @one_sentence_flow(name="evaluate", flow_run_name="evaluate {run}")
-async def evaluate_flow(run: str) -> tuple[ExportedModel, EvaluationReport]:
+async def evaluate_flow(
+    run: Annotated[
+        str, Field(min_length=1, description="A training run's id, or a dataset's name for its newest run.")
+    ] = FASHION_MNIST,
+) -> tuple[ExportedModel, EvaluationReport]:
     """Export a finished training run's best weights and judge them on the test split."""
     return await export_and_evaluate(run)
 
 
 @one_sentence_flow(name="promote", flow_run_name="promote {model}")
 async def promote_flow(
-    model: Name = "fashion-mnist",
-    version: VersionId = None,
+    model: ModelName = FASHION_MNIST,
+    version: NewestVersionId = None,
     gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
 ) -> PromotionDecision:
     """Judge a model version against the champion; the better one is the champion afterwards."""
@@ -128,25 +165,52 @@ async def promote_flow(
 
 
 @one_sentence_flow(name="deploy", flow_run_name="deploy {model}")
-async def deploy_flow(model: Name = "fashion-mnist", version: VersionId = None) -> Deployment:
+async def deploy_flow(model: ModelName = FASHION_MNIST, version: LiveVersionId = None) -> Deployment:
     """Make a model version (by default the champion) live, prove that it answers, and go back if it does not."""
     return await make_live(model, version)
 
 
 @one_sentence_flow(name="rollback", flow_run_name="roll back {model}")
-async def rollback_flow(model: Name = "fashion-mnist") -> Deployment:
+async def rollback_flow(model: ModelName = FASHION_MNIST) -> Deployment:
     """Make the version before the champion the champion again, and prove that it answers."""
     version = await roll_back(model)
     return await make_live(model, version)
+
+
+@network_task(name="import")
+async def import_images(dataset: str, folder: str | None, per_class: int | None, exact: bool) -> ImportReport:
+    """A folder of this machine, or Fashion-MNIST, in the images zone."""
+    settings, zones = await surroundings()
+    refuse_mixed_sources(folder, per_class, exact=exact)
+    if folder is None:
+        result = await in_thread(stages.import_fashion_mnist, settings, zones, dataset, per_class=per_class)
+    else:
+        result = await in_thread(sources.import_folder, zones, Path(folder), dataset, exact=exact)
+    say(sources.summary(result))
+    return result
+
+
+async def import_unless_stored() -> None:
+    """Fashion-MNIST in the images zone, where nothing is stored under its name, or only a part of it."""
+    _, zones = await surroundings()
+    if await asyncio.to_thread(sources.lacks_fashion_mnist, zones.images):
+        say([f"Nothing is stored for {FASHION_MNIST}: importing it first."])
+        await import_images(FASHION_MNIST, None, None, exact=False)
+
+
+def refuse_mixed_sources(folder: str | None, per_class: int | None, *, exact: bool) -> None:
+    """Raise InvalidInput where a parameter of one source is given with the other one."""
+    if folder is not None and per_class is not None:
+        raise InvalidInput("per_class is for Fashion-MNIST alone: leave it empty where a folder is given.")
+    if folder is None and exact:
+        raise InvalidInput("exact is for a folder: name one, or leave exact off.")
 
 
 @network_task(name="prepare")
 async def prepare_dataset(dataset: str, config: PrepareConfig) -> DatasetVersion:
     """The dataset version of what is stored now."""
     settings, zones = await surroundings()
-    result = await in_thread(
-        prepare.prepare, zones, dataset, config, map_chunks=as_tasks(pack_images), cache=settings.cache
-    )
+    result = await in_thread(stages.prepare_dataset, settings, zones, dataset, config, map_chunks=as_tasks(pack_images))
     say(prepare.summary(result))
     return result.version
 
@@ -176,16 +240,16 @@ async def train_model(dataset: str, version: str | None, config: TrainConfig, fr
 async def export_and_evaluate(run: str) -> tuple[ExportedModel, EvaluationReport]:
     """What a finished training run's best weights are worth, with the figures in the UI."""
     exported = await export_model(run)
-    judged = await evaluate_model(run)
+    judged = await evaluate_model(exported.training_run.id)
     await publish(judged)
     return exported, judged
 
 
 @network_task(name="export")
 async def export_model(run: str) -> ExportedModel:
-    """The run's best weights as ONNX, proven to answer like torch."""
+    """The best weights of a training run, or of a dataset's newest one, as ONNX, proven to answer like torch."""
     settings, zones = await surroundings()
-    finished = await asyncio.to_thread(training_runs.find, zones.checkpoints, run)
+    finished = await asyncio.to_thread(training_runs.named, zones.checkpoints, run)
     return await in_thread(stages.export_run, settings, zones, finished)
 
 
@@ -234,6 +298,7 @@ async def roll_back(model: str) -> str:
 
 FLOWS: tuple[Flow[..., Any], ...] = (
     pipeline,
+    import_flow,
     prepare_flow,
     train_flow,
     evaluate_flow,

@@ -2,9 +2,9 @@
 
 - **A failed run says one sentence**, the one that a person would read; a caller still gets the error itself.
 - **Only a store that stayed away for all of its patience is asked once more**: repeating a person's mistake does not
-  mend it, and retries within retries would add up.
-- **Steps are plain functions and run in threads**; their progress, and their waiting for the store, go to the log of
-  the run.
+  mend it, and retries within retries would add up. A process that slept while another one took its work over joins it:
+  repeated, the step waits for that one, and finds the work done.
+- **Steps are plain functions and run in threads**; their progress, and what else they say, go to the log of the run.
 """
 
 import asyncio
@@ -13,25 +13,31 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import State, Task, aserve, flow, get_run_logger, task
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import (
+    acreate_image_artifact,
+    acreate_link_artifact,
+    acreate_markdown_artifact,
+    acreate_table_artifact,
+)
 from prefect.client.schemas.objects import TaskRun
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.states import Failed
-from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.annotations import quote
-from prefect.utilities.callables import ParameterSchema
 from prefect.utilities.hashing import file_hash
 
-from pipeline import patience, report
-from pipeline.artifacts import EvaluationReport
-from pipeline.errors import SafelightError, StoreUnavailable
+from pipeline import inference_server, prefect_deployments, report
+from pipeline.artifacts import EvaluationReport, ModelVersion
+from pipeline.errors import LeaseLost, SafelightError, StoreUnavailable
 from pipeline.progress import plain_lines
+from pipeline.run_watch import BEAT_S, HEARTBEAT
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
 
@@ -50,7 +56,8 @@ def one_sentence_flow(
         @functools.wraps(body)
         async def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return await body(*args, **kwargs)
+                async with _heartbeats():
+                    return await body(*args, **kwargs)
             except SafelightError as error:
                 # Prefect takes a returned state as the run's own, and raises its data where the flow was called.
                 return Failed(message=str(error), data=error)  # type: ignore[return-value]
@@ -64,15 +71,15 @@ def one_sentence_flow(
 def network_task(
     **options: Any,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """A task that touches the object store or a server; while it waits for one, the run's log says so too."""
+    """A task that touches the object store or a server; what our modules log meanwhile is in the run's log too."""
 
     def decorated(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _waits_told(get_run_logger()):
+            with _told(get_run_logger()):
                 return await body(*args, **kwargs)
 
-        return task(retries=1, retry_delay_seconds=5, retry_condition_fn=_is_store_away, **options)(run)
+        return task(retries=1, retry_delay_seconds=5, retry_condition_fn=_deserves_another_try, **options)(run)
 
     return decorated
 
@@ -153,6 +160,21 @@ async def publish(judged: EvaluationReport) -> None:
     )
 
 
+async def link_report(version: ModelVersion) -> bool:
+    """Link the report page of a registered version in the Prefect UI; False where no address of it is known."""
+    settings = Settings.from_environ(os.environ)
+    server = await asyncio.to_thread(inference_server.browser_url, settings, version.model)
+    if server is None:
+        return False
+    await acreate_link_artifact(
+        key=f"report-{version.model.replace('_', '-')}",
+        link=f"{server}/v2/models/{version.model}/versions/{version.version}/report",
+        link_text=f"Report of {version.model} {version.version}",
+        description="The report page of this model version: metrics, confusion matrix, worst mistakes.",
+    )
+    return True
+
+
 def run_here(run: Coroutine[Any, Any, R]) -> R:
     """Finish a flow's run in this process, where SIGTERM is what Ctrl-C is.
 
@@ -165,41 +187,51 @@ def run_here(run: Coroutine[Any, Any, R]) -> R:
         raise KeyboardInterrupt from signal
 
 
-class OnlyKnownParameters(ParameterSchema):
-    """A flow's parameters as JSON schema, in which others are refused."""
-
-    additionalProperties: Literal[False]  # noqa: N815 - JSON schema's name
-
-
 async def serve(flows: Iterable[Flow[..., Any]]) -> None:
     """Register every flow as a deployment, and run on this machine what is started from the UI, until stopped."""
-    found = [
-        await each.ato_deployment(name=each.name, entrypoint_type=EntrypointType.MODULE_PATH, tags=["safelight"])
-        for each in flows
-    ]
-    for deployment in found:
-        # A parameter that the flow does not have would crash the run after its start.
-        known = deployment._parameter_openapi_schema.model_dump()  # noqa: SLF001 - Prefect offers no other way
-        deployment._parameter_openapi_schema = OnlyKnownParameters(**known, additionalProperties=False)  # noqa: SLF001
+    found = [await prefect_deployments.deployment(each, served=True) for each in flows]
     await aserve(*found, limit=RUNS_AT_ONCE, print_starting_message=False)
 
 
-async def _is_store_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task deserves another try."""
+async def _deserves_another_try(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task is repeated."""
     error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, StoreUnavailable)
+    return isinstance(error, StoreUnavailable | LeaseLost)
 
 
-@contextmanager
-def _waits_told(run_log: logging.Logger | logging.LoggerAdapter[Any]) -> Iterator[None]:
-    """Say in a run's log, and nowhere else, what is said of waiting for the store, from whichever thread."""
-    handler = logging.Handler()
-    handler.emit = lambda record: run_log.warning("%s", record.getMessage())  # type: ignore[method-assign]
-    waiting = logging.getLogger(patience.__name__)
-    waiting.addHandler(handler)
-    waiting.propagate = False
+@asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    """Send heartbeats of this run, more often than Prefect does by itself."""
+
+    async def beat(resource: dict[str, str]) -> None:
+        while True:
+            emit_event(event=HEARTBEAT, resource=resource)
+            await asyncio.sleep(BEAT_S)
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+        yield  # nobody brings back a run that was started by hand
+        return
+    beating = asyncio.create_task(beat({"prefect.resource.id": f"prefect.flow-run.{context.flow_run.id}"}))
     try:
         yield
     finally:
-        waiting.removeHandler(handler)
-        waiting.propagate = not waiting.handlers
+        beating.cancel()
+
+
+@contextmanager
+def _told(run_log: logging.Logger | logging.LoggerAdapter[Any]) -> Iterator[None]:
+    """Say in a run's log, and nowhere else, what our modules say, from whichever thread."""
+    handler = logging.Handler()
+    handler.emit = lambda record: run_log.log(record.levelno, "%s", record.getMessage())  # type: ignore[method-assign]
+    ours = logging.getLogger(__package__)
+    level = ours.level
+    ours.addHandler(handler)
+    ours.propagate = False
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        ours.removeHandler(handler)
+        ours.propagate = not ours.handlers

@@ -1,6 +1,6 @@
 """Settings from the environment: frozen, complete, built only in entry points and handed down from there.
 
-Every setting is a ``SAFELIGHT_…`` variable; the two credentials can also be given as ``…_FILE``, the path of a file
+Every setting is a ``SAFELIGHT_…`` variable; the secrets can also be given as ``…_FILE``, the path of a file
 that holds the value. Where neither an endpoint nor a store URL is set, the embedded object store is used.
 """
 
@@ -20,7 +20,7 @@ SERVING_PREFIX = "SAFELIGHT_SERVING_"
 
 Zone = Literal["images", "datasets", "checkpoints", "models", "predictions"]
 ZONES: tuple[Zone, ...] = get_args(Zone)
-SECRETS = ("s3_access_key_id", "s3_secret_access_key")
+SECRETS = ("s3_access_key_id", "s3_secret_access_key", "uploads_token")
 
 
 def _refuse_odd_endpoint(endpoint: str) -> str:
@@ -28,6 +28,13 @@ def _refuse_odd_endpoint(endpoint: str) -> str:
     if url.scheme not in {"http", "https"} or not url.hostname or url.path.strip("/"):
         raise PydanticCustomError("endpoint", "this is not of the form http://host:port")
     return endpoint
+
+
+def _refuse_odd_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise PydanticCustomError("url", "this is not a URL, as http://host:port")
+    return text.rstrip("/")
 
 
 class Settings(BaseModel):
@@ -46,10 +53,20 @@ class Settings(BaseModel):
         decode_threads: images decoded at once; by default one per core.
         training_memory_mb: pixels of a split that are kept in memory, in MiB; a larger split is read from a local file.
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
-        inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine.
+        inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine. A host
+            name stands for all of its addresses, each a replica; under target ``docker`` it is the gateway.
+        deploy_target: ``follow`` waits until the replicas have followed the alias; ``docker`` replaces containers.
+        docker_project: compose project whose serving containers target ``docker`` replaces.
         inference_port: preferred port of an inference server that ``deploy`` starts.
+        public_url: where people's browsers find the inference server; links to reports need it.
         prefect_port: preferred port of the demo's Prefect server.
         store_port: preferred port of the embedded object store.
+        uploads_quiet_s: how long nothing must change in a dataset before its uploads are trained on, in seconds.
+        uploads_longest_s: how long uploads may go on before they are trained on all the same, in seconds.
+        uploads_poll_s: how often the images zone is looked at for uploads, in seconds.
+        uploads_host: address at which a store's webhook may tell of uploads.
+        uploads_port: the port of it.
+        uploads_token: what the webhook must send; without it none is listened to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,9 +88,18 @@ class Settings(BaseModel):
     training_memory_mb: int = Field(4096, ge=64)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     inference_url: str | None = None
+    deploy_target: Literal["follow", "docker"] = "follow"
+    docker_project: str | None = None
     inference_port: int = Field(8080, ge=1, le=65535)
+    public_url: Annotated[str, AfterValidator(_refuse_odd_url)] | None = None
     prefect_port: int = Field(4200, ge=1, le=65535)
     store_port: int = Field(8333, ge=1, le=65535)
+    uploads_quiet_s: float = Field(20.0, ge=1, le=3600)
+    uploads_longest_s: float = Field(600.0, ge=1, le=86400)
+    uploads_poll_s: float = Field(15.0, ge=1, le=3600)
+    uploads_host: str = "127.0.0.1"
+    uploads_port: int = Field(8090, ge=1, le=65535)
+    uploads_token: SecretStr | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:

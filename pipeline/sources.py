@@ -46,6 +46,9 @@ from pipeline.zones import Zones
 TOO_LARGE = f"larger than {MAX_BYTES >> 20} MiB"
 NOTEWORTHY = frozenset({TOO_LARGE, TOO_LONG, NO_CLASS})
 MOST_NOTES = 20
+FASHION_MNIST_KEY = re.compile(r"/(?:train|test)-\d{5}\.png$")
+LOOKED_AT = 1000
+"""Stored images whose names tell whose they are."""
 MISSING = f"named in {LABELS}, but neither here nor stored"
 STILL_DECIDES = "{}, which an earlier import stored, still decides the labels: import with --exact to replace it."
 
@@ -145,6 +148,16 @@ def import_fashion_mnist(
         done = upload(plan, zones.images, read, on_progress)
         _put_labels(zones.images, dataset, _planned_rows(plan))
         return _report(zones, plan, done, LeftAside(plan.leave_out), [])
+
+
+def lacks_fashion_mnist(images: Store, dataset: str = fashion_mnist.NAME) -> bool:
+    """Whether nothing is stored for ``dataset``, or nothing but what a killed import of Fashion-MNIST left.
+
+    Such an import writes its labels.csv last, and its images have names that a person would hardly choose.
+    """
+    if images.head(f"{dataset}/{LABELS}") is not None:
+        return False
+    return all(FASHION_MNIST_KEY.search(stored.key) for stored in islice(images.listing(dataset), LOOKED_AT))
 
 
 def summary(report: ImportReport) -> list[str]:

@@ -1,4 +1,4 @@
-"""The steps that torch computes, with this machine's settings: what the flows and the command line share.
+"""Steps with this machine's settings: what the flows and the command line share.
 
 A step takes plain arguments and knows no settings; here each setting meets, once, the argument that it is for.
 """
@@ -7,11 +7,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from pipeline import datasets, evaluate, export, train
-from pipeline.artifacts import DatasetVersion, EvaluationReport, ExportedModel, TrainConfig, TrainingRun
+from pipeline import datasets, evaluate, export, fashion_mnist, leases, prepare, raw, sources, train
+from pipeline.artifacts import (
+    DatasetVersion,
+    EvaluationReport,
+    ExportedModel,
+    PrepareConfig,
+    TrainConfig,
+    TrainingRun,
+)
+from pipeline.prepare import MapChunks, PrepareResult
 from pipeline.progress import OnProgress
 from pipeline.settings import Settings
+from pipeline.sources import ImportReport
 from pipeline.zones import Zones
+
+PREPARING_TTL_S = 15.0
+"""Seconds without a sign of life after which another preparation of the dataset no longer waits."""
+
+
+def import_fashion_mnist(
+    settings: Settings, zones: Zones, dataset: str, *, per_class: int | None, on_progress: OnProgress
+) -> ImportReport:
+    """``sources.import_fashion_mnist``, all of it or about ``per_class`` images of each class."""
+    limit = None if per_class is None else per_class * len(fashion_mnist.CLASSES)
+    return sources.import_fashion_mnist(
+        zones, dataset, limit=limit, cache_dir=settings.home / "downloads", on_progress=on_progress
+    )
+
+
+def prepare_dataset(
+    settings: Settings,
+    zones: Zones,
+    dataset: str,
+    config: PrepareConfig,
+    *,
+    map_chunks: MapChunks,
+    on_progress: OnProgress,
+) -> PrepareResult:
+    """``prepare.prepare``, one at a time for each dataset: whoever comes second waits, and finds the work done.
+
+    Two at once would be right as well, and read every image twice.
+    """
+    raw.check_dataset_name(dataset)
+    key, what = f"{dataset}/preparing.json", f"the preparation of dataset {dataset}"
+    with leases.acquire(zones.datasets, key, what, ttl_s=PREPARING_TTL_S, on_progress=on_progress) as lease:
+        lease.end()  # nothing is left to be said once this block is over
+        return prepare.prepare(
+            zones,
+            dataset,
+            config,
+            map_chunks=map_chunks,
+            decode_threads=settings.decode_threads,
+            cache=settings.cache,
+            on_progress=on_progress,
+        )
 
 
 def dataset_version(zones: Zones, dataset: str, version: str | None) -> DatasetVersion:

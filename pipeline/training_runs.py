@@ -72,6 +72,18 @@ def latest(checkpoints: Store, dataset: str) -> TrainingRun:
     return max(ours, key=lambda run: (run.finished_at, run.id))
 
 
+def named(checkpoints: Store, name: str) -> TrainingRun:
+    """The finished training run of that id, or the newest one of a dataset of that name.
+
+    Raises:
+        NotFound: there is neither.
+    """
+    try:
+        return find(checkpoints, name)
+    except NotFound:
+        return latest(checkpoints, name)
+
+
 def finish(checkpoints: Store, run: TrainingRun) -> TrainingRun:
     """Write a run's result, unless it has one; the result that counts from now on."""
     key = _result_key(run.id)

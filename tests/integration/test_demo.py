@@ -103,7 +103,7 @@ def test_the_curl_line_works(demo: Demo) -> None:
 def test_the_deployments_are_ready_in_prefect(demo: Demo) -> None:
     """Every flow is registered with a form whose fields have ranges, and is ready to run."""
     deadline = time.monotonic() + 60
-    wanted = {"pipeline", "prepare", "train", "evaluate", "promote", "deploy", "rollback"}
+    wanted = {"pipeline", "import", "prepare", "train", "evaluate", "promote", "deploy", "rollback"}
     while True:
         found = {each["entrypoint"]: each for each in demo.prefect("POST", "deployments/filter", {}).json()}
         ready = [each for each in found.values() if each["status"] == "READY"]

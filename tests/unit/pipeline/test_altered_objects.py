@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from live_server import ReplicaByHand
 
 from pipeline import (
     aliases,
     checkpoints,
     dataset_versions,
     datasets,
-    deploy,
     evaluate,
     export,
+    proof,
     registry,
     train,
     training_runs,
@@ -28,8 +29,6 @@ from pipeline.promote import promote
 from pipeline.settings import ZONES
 from pipeline.verification import verify
 from pipeline.zones import Zones
-from serving.model_watch import ModelWatch
-from serving.settings import ServingSettings
 
 NAME = "pets"
 SEED = 20261122
@@ -116,16 +115,16 @@ def judge_challenger(zones: Zones, made: Made) -> None:
 
 def serve(zones: Zones, _made: Made) -> None:
     """The inference server looks at its alias."""
-    watch = ModelWatch(zones.models, ServingSettings(model=NAME))
-    watch.look()
-    if watch.state.live is None:
-        assert watch.state.error is not None
-        raise SafelightError(watch.state.error.reason)
+    replica = ReplicaByHand(zones.models, model=NAME)
+    replica.look()
+    if replica.version is None:
+        assert replica.error is not None
+        raise SafelightError(replica.error.reason)
 
 
 def ask(zones: Zones, made: Made) -> None:
     """The images and answers by which a deployment is proven."""
-    deploy.smoke_set(zones, registry.read_manifest(zones.models, NAME, made.model.version))
+    proof.smoke_set(zones, registry.read_manifest(zones.models, NAME, made.model.version))
 
 
 def read_file(name: str) -> Callable[[Zones, Made], None]:

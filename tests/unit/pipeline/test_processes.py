@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import processes
 from pipeline.errors import LocalServiceFailed
+from pipeline.private_files import private_folder, write_private
 from pipeline.processes import Service
 
 FOREVER = ["sleep", "1000"]
@@ -147,7 +148,7 @@ def test_environment_and_folder_are_those_given(home: Path, tmp_path: Path) -> N
 
 def test_a_long_log_is_put_aside(home: Path) -> None:
     """A start begins a new log where the old one is too long, and keeps the old one beside it."""
-    log = processes.private_folder(home / "logs") / "sleeper.log"
+    log = private_folder(home / "logs") / "sleeper.log"
     with log.open("wb") as file:
         file.truncate(processes.LOG_LIMIT + 1)
     processes.start(home, "sleeper", FOREVER)
@@ -222,7 +223,7 @@ def test_a_recycled_pid_is_left_alone(home: Path, moved_by: float) -> None:
     """A process that has the recorded pid but was created at another time is neither found nor stopped."""
     service = processes.start(home, "sleeper", FOREVER)
     stranger = replace(service, started=service.started + moved_by)
-    processes.write_private(home / "run" / "sleeper.json", json.dumps(asdict(stranger)))
+    write_private(home / "run" / "sleeper.json", json.dumps(asdict(stranger)))
     assert processes.find(home, "sleeper") is None
     assert not processes.stop(home, "sleeper")
     assert processes.alive(service)
@@ -233,7 +234,7 @@ def test_a_recycled_pid_is_left_alone(home: Path, moved_by: float) -> None:
 @given(st.one_of(st.binary(max_size=50), st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps)))
 def test_a_broken_record_is_no_service(home: Path, record: bytes | str) -> None:
     """Whatever lies where a record should, looking for the service finds none and raises nothing."""
-    path = processes.private_folder(home / "run") / "sleeper.json"
+    path = private_folder(home / "run") / "sleeper.json"
     path.write_bytes(record if isinstance(record, bytes) else record.encode())
     assert processes.find(home, "sleeper") is None
 
@@ -279,8 +280,6 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(LocalServiceFailed, match=r"/home cannot be written \(it is no folder\).*SAFELIGHT_HOME"):
         processes.start(tmp_path / "home", "sleeper", FOREVER)
-    with pytest.raises(LocalServiceFailed, match=r"home/x cannot be written"):
-        processes.write_private(tmp_path / "home" / "x", "text")
 
 
 def test_a_free_port_is_kept_and_a_busy_one_replaced() -> None:
@@ -298,39 +297,6 @@ def test_a_free_port_is_kept_and_a_busy_one_replaced() -> None:
 def test_what_is_no_port_is_not_free(port: int) -> None:
     """Numbers outside 1 to 65535 are no ports."""
     assert not processes.is_free(port)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=200))
-def test_private_files_hold_what_was_written(tmp_path: Path, text: str) -> None:
-    """A private file is replaced as a whole, is the owner's alone, and nothing is left beside it."""
-    folder = processes.private_folder(tmp_path / "a" / "b")
-    processes.write_private(folder / "file", text)
-    assert (folder / "file").read_text(encoding="utf-8") == text
-    assert mode(folder / "file") == 0o600
-    assert mode(folder) == mode(folder.parent) == 0o700
-    assert [path.name for path in folder.iterdir()] == ["file"]
-
-
-def test_a_lock_is_held_by_one_at_a_time(home: Path) -> None:
-    """Threads and processes alike wait for the holder of a lock; another name is another lock."""
-    order: list[str] = []
-    with processes.locked(home, "a"):
-        waiter = subprocess.Popen(
-            python(
-                "from pathlib import Path\nfrom pipeline import processes\n"
-                f"with processes.locked(Path({str(home)!r}), 'a'): print('in', flush=True)"
-            ),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with processes.locked(home, "b"):
-            order.append("b")
-        time.sleep(0.5)
-        assert waiter.poll() is None
-        order.append("out")
-    assert waiter.communicate(timeout=10)[0] == "in\n"
-    assert order == ["b", "out"]
 
 
 def test_a_port_that_another_program_took_meanwhile_is_replaced(home: Path) -> None:

@@ -336,3 +336,21 @@ def test_a_folder_suggests_a_name(folder: str, name: str) -> None:
     """Whatever a folder is called, the name made of it is one that a dataset can have."""
     assert dataset_name(Path(folder)) == name
     assert raw.check_dataset_name(name) == name
+
+
+def test_fashion_mnist_is_lacking_until_its_labels_are_there(memory_zones: Zones) -> None:
+    """Nothing stored, or what a killed import left: it is to be imported; labels.csv is the last thing written."""
+    images = memory_zones.images
+    assert sources.lacks_fashion_mnist(images)
+    images.put("fashion-mnist/Bag/train-00001.png", b"x")
+    images.put("fashion-mnist/Coat/test-00002.png", b"x")
+    assert sources.lacks_fashion_mnist(images)
+    images.put("fashion-mnist/labels.csv", b"x")
+    assert not sources.lacks_fashion_mnist(images)
+
+
+def test_images_of_ones_own_are_not_mixed_with_fashion_mnist(memory_zones: Zones) -> None:
+    """Whoever stored other images under that name keeps a dataset of these alone."""
+    memory_zones.images.put("fashion-mnist/Bag/train-00001.png", b"x")
+    memory_zones.images.put("fashion-mnist/Bag/holiday.png", b"x")
+    assert not sources.lacks_fashion_mnist(memory_zones.images)

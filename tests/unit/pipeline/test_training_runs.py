@@ -101,3 +101,13 @@ def test_run_id_survives_storage(config: TrainConfig) -> None:
     """A configuration that was stored and read again is the same wish."""
     again = TrainConfig.from_json(config.to_json())
     assert training_runs.run_id(dataset(), config, None) == training_runs.run_id(dataset(), again, None)
+
+
+def test_a_run_is_named_by_its_id_or_by_its_dataset(store: Store) -> None:
+    """An id finds that run, a dataset's name its newest one, and another word is an error that repeats it."""
+    for run, second in [("a" * 16, 1), ("b" * 16, 2)]:
+        training_runs.finish(store, finished(run, "cats", second))
+    assert training_runs.named(store, "a" * 16).id == "a" * 16
+    assert training_runs.named(store, "cats").id == "b" * 16
+    with pytest.raises(NotFound, match="birds"):
+        training_runs.named(store, "birds")
