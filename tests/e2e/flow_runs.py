@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+BUSY_S = 10.0
 LATE_S = 15.0
 """How much later than its end the last lines of a run may come."""
 AWAY_S = 60.0
@@ -27,16 +28,21 @@ class FlowRuns:
     login: tuple[str, str]
 
     def api(self, method: str, path: str, body: Any = None, *, patience_s: float = 0) -> Any:
-        """The JSON that the server answers; asked again for ``patience_s`` seconds while it is away."""
-        deadline = time.monotonic() + patience_s
+        """The JSON that the server answers; asked again for ``patience_s`` seconds while it is away.
+
+        As Prefect's own client does, also where SQLite refuses one of two writers at once (503).
+        """
+        deadline = time.monotonic() + max(patience_s, BUSY_S)
         while True:
             try:
                 answer = httpx.request(method, f"{self.url}/api/{path}", json=body, auth=self.login, timeout=30)
                 if answer.is_success:
                     return answer.json() if answer.content else None
                 fault = f"{answer.status_code} {answer.text}"
+                again = patience_s > 0 or answer.status_code == 503
             except httpx.TransportError as error:
-                fault = repr(error)
+                fault, again = repr(error), patience_s > 0
+            assert again, f"{method} {path}: {fault}"
             assert time.monotonic() < deadline, f"{method} {path}: {fault}"
             time.sleep(0.5)
 

@@ -202,7 +202,13 @@ def test_the_status_tells_where_the_live_version_comes_from(client: httpx.Client
 def test_another_model_is_not_served(client: httpx.Client) -> None:
     """A question about another model is a 404 that names the one that is served."""
     assert "'shapes'" in is_problem(client.get("/v2/models/cats"), 404)
-    assert "'shapes'" in is_problem(client.get("/v2/models/cats/versions/20261122T000100Z-00000000/report"), 404)
+    is_problem(client.get("/v2/models/cats/versions/20261122T000100Z-00000000/report"), 404)
+
+
+def test_the_report_of_another_model_is_shown(models: Registry, serve: Serve) -> None:
+    """A run links its report, whichever model the server behind the link answers with."""
+    other = tiny_models.register(models.checkpoints, models.models, "cats", 1)
+    assert serve().get(f"/v2/models/cats/versions/{other.version}/report").content == tiny_models.REPORT
 
 
 def test_a_report_can_fetch_nothing(client: httpx.Client) -> None:
