@@ -43,6 +43,7 @@ from pipeline.prefect_runs import (
     link_report,
     network_task,
     one_sentence_flow,
+    own_id,
     publish,
     say,
     surroundings,
@@ -230,8 +231,9 @@ async def train_model(dataset: str, version: str | None, config: TrainConfig, fr
     settings, zones = await surroundings()
     prepared = await asyncio.to_thread(stages.dataset_version, zones, dataset, version)
     stop = threading.Event()
+    again = fresh and own_id()  # so that this flow run, when its process died and it comes back, finds what it trained
     try:
-        return await in_thread(stages.train_on, settings, zones, prepared, config, fresh=fresh, should_stop=stop.is_set)
+        return await in_thread(stages.train_on, settings, zones, prepared, config, fresh=again, should_stop=stop.is_set)
     except asyncio.CancelledError:
         stop.set()
         raise

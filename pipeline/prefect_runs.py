@@ -29,6 +29,7 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
+from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.utilities.annotations import quote
 from prefect.utilities.hashing import file_hash
@@ -99,6 +100,11 @@ async def surroundings() -> tuple[Settings, Zones]:
 def opened(settings: Settings) -> Zones:
     """The zones; a process that runs one task after another opens them once."""
     return open_zones(settings)
+
+
+def own_id() -> str:
+    """The id of the flow run in which this is called."""
+    return str(flow_run.get_id())
 
 
 async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:

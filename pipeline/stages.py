@@ -81,7 +81,7 @@ def train_on(
     dataset: DatasetVersion,
     config: TrainConfig,
     *,
-    fresh: bool,
+    fresh: bool | str,
     should_stop: Callable[[], bool],
     on_progress: OnProgress,
 ) -> TrainingRun:

@@ -71,7 +71,7 @@ def train(
     device: str = "auto",
     memory_mb: int = 4096,
     scratch: Path | None = None,
-    fresh: bool = False,
+    fresh: bool | str = False,
     on_progress: OnProgress = silent,
     should_stop: Callable[[], bool] = never,
     save_every_s: float = SAVE_EVERY_S,
@@ -87,7 +87,8 @@ def train(
         memory_mb: how much memory the pixels of a split may take, in MiB; more lie in a file in ``scratch``.
         scratch: a folder of this machine; by default the system's own.
         fresh: train anew where the same wish was fulfilled before. An unfinished run is still resumed: its weights will
-            be those that it would have had without the interruption.
+            be those that it would have had without the interruption. A text names the repetition: whoever asks for that
+            one again finds it, also when it is finished.
         on_progress: told at least once a second, or once a step where steps are longer.
         should_stop: asked at each step.
         save_every_s: seconds between checkpoints within an epoch; each epoch ends with one anyway.
@@ -130,9 +131,11 @@ def train(
 
 
 def _wanted_run(
-    store: Store, dataset: DatasetVersion, config: TrainConfig, weights_sha256: str | None, *, fresh: bool
+    store: Store, dataset: DatasetVersion, config: TrainConfig, weights_sha256: str | None, *, fresh: bool | str
 ) -> str:
-    """The run to work on: the wish's own, or its first repetition that is not finished."""
+    """The run to work on: the wish's own, the repetition of that name, or the first one that is not finished."""
+    if isinstance(fresh, str):
+        return training_runs.run_id(dataset, config, weights_sha256, nonce=fresh)
     run = training_runs.run_id(dataset, config, weights_sha256)
     repetition = 0
     while fresh and training_runs.is_finished(store, run):

@@ -1,6 +1,7 @@
 """What is in the stack's object store, read with the credentials that are made for people."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pydantic import SecretStr
 
@@ -32,6 +33,12 @@ class Stored:
     def versions(self) -> list[str]:
         """The model's versions, the oldest first."""
         return sorted(each.version for each in registry.versions(self.zone("models"), self.model))
+
+    def first_live_at(self) -> datetime:
+        """When the alias pointed at a version for the first time."""
+        found = aliases.read_alias(self.zone("models"), self.model, aliases.CHAMPION)
+        assert found
+        return found[0].history[0].changed_at
 
     def champions(self) -> list[str]:
         """The versions that the alias has pointed at, in order; the last one is the champion."""

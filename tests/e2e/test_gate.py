@@ -1,7 +1,9 @@
 """What is live stays unless something better comes, and the way back is short."""
 
 import time
+from datetime import datetime
 
+import httpx
 import pytest
 from e2e.stack import MODEL, Stack, wait_until
 from e2e.traffic import traffic
@@ -10,6 +12,15 @@ WEAK = {"epochs": 1, "width": 4, "learning_rate": 0.02}
 LENIENT = {"minimum_accuracy": 0.0, "class_drop": 1.0}
 
 pytestmark = pytest.mark.timeout(600)
+
+
+def test_a_server_that_began_without_a_model_became_ready_by_itself(stack: Stack, live: str) -> None:
+    """The container that ran before there was any version answers with one now, and was not started anew."""
+    state = stack.inspect(stack.containers("serving")[0])["State"]
+    assert datetime.fromisoformat(state["StartedAt"][:19] + "Z") < stack.stored.first_live_at()
+    assert httpx.get(f"{stack.gateway}/v2/health/ready", timeout=10).status_code == 200
+    assert stack.serving()["ready"]
+    assert live == MODEL
 
 
 def test_a_worse_model_is_refused_and_what_is_live_stays(stack: Stack, live: str, few: dict[str, bytes]) -> None:

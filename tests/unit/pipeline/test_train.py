@@ -75,6 +75,14 @@ def test_fresh_trains_anew(zones: Zones, dataset: DatasetVersion) -> None:
     assert small.equal(*weights)
 
 
+def test_a_named_repetition_is_found_again(zones: Zones, dataset: DatasetVersion) -> None:
+    """A fresh run that was given a name is another run than the wish's own, and the same one when asked for again."""
+    first = train.train(zones, dataset, CONFIG, device="cpu")
+    second = train.train(zones, dataset, CONFIG, device="cpu", fresh="a flow run")
+    assert second.id != first.id
+    assert train.train(zones, dataset, CONFIG, device="cpu", fresh="a flow run") == second
+
+
 def test_fresh_resumes_what_was_interrupted(zones: Zones, dataset: DatasetVersion) -> None:
     """A fresh run that was stopped is gone on with when it is asked for again, not begun once more."""
     train.train(zones, dataset, CONFIG, device="cpu")
