@@ -203,8 +203,10 @@ class Stack:
         return self.secrets()[name]
 
     def credentials(self, user: str) -> tuple[str, str]:
-        """Access key and secret key of a user of the object store."""
+        """Access key and secret key of a user of the object store, or of its root."""
         found = self.secrets()
+        if user == "root":
+            return found["root_user"], found["root_password"]
         return found[f"{user}_access_key"], found[f"{user}_secret_key"]
 
     @property

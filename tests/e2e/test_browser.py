@@ -11,6 +11,8 @@ from e2e.stack import MODEL, RESULTS, Stack
 from playwright.sync_api import Browser, Page, Request, expect
 from playwright.sync_api import Error as PlaywrightError
 
+from pipeline import registry
+
 PATIENCE_MS = 180_000
 PRESSES = 3
 SCHEMA_FIELD = ".schema-form-property"
@@ -126,13 +128,13 @@ def test_a_run_is_started_watched_and_its_report_read(page: Page, stack: Stack, 
         link.get_attribute("href") or "",
     )
     assert named
-    assert named[1] in stack.stored.versions()
+    dataset = registry.read_manifest(stack.stored.zone("models"), MODEL, named[1]).dataset
     with page.context.expect_page() as opened:
         link.click(modifiers=["Control"])
     report = opened.value
     report.wait_for_load_state()
     expect(report.get_by_role("heading", level=1)).to_contain_text("test images")
-    assert stack.serving()["dataset_version"] in report.content()
+    assert dataset.version in report.content()
     keep(report, "report")
     assert not [each for each in failed if "ERR_ABORTED" not in each]
 

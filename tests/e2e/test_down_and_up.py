@@ -8,7 +8,7 @@ from e2e.stack import MODEL, SERVICES, Stack, open_stack, outer_address, wait_un
 from e2e.stored import Stored
 from e2e.traffic import ask_all
 
-from pipeline.errors import AccessDenied
+from pipeline.errors import StoreError
 
 WIDE = {"STACK_BIND": "0.0.0.0"}  # noqa: S104 - what is tested
 
@@ -35,10 +35,8 @@ def test_down_and_up_loses_nothing(stack: Stack, live: str, few: dict[str, bytes
 def test_make_secrets_shows_what_opens_the_doors(stack: Stack) -> None:
     """What it prints for people is accepted by the Prefect server and by the object store."""
     shown = stack.run("make", "secrets").stdout
-    assert ":".join(stack.runs.login) in shown
-    key, secret = stack.credentials("people")
-    assert key in shown
-    assert secret in shown
+    for each in (*stack.runs.login, *stack.credentials("people")):
+        assert each in shown.split()
     assert stack.stored.versions()
 
 
@@ -56,7 +54,7 @@ def test_a_secret_is_renewed(stack: Stack, live: str, few: dict[str, bytes], nam
         assert refused.status_code == 401
     else:
         old = Stored(stack.store, before[f"{name}_access_key"], before[f"{name}_secret_key"], MODEL)
-        with pytest.raises(AccessDenied):
+        with pytest.raises(StoreError, match=r"SignatureDoesNotMatch|refuses"):
             old.versions()
     wait_until(lambda: stack.answers(few), 60, "the model does not answer")
     stack.runs.completed(stack.runs.start("deploy", model=live))
