@@ -19,6 +19,8 @@ NO_CREDENTIALS = (
 )
 PASSING = ("status code: 408", "status code: 429", "<Code>RequestTimeout</Code>")
 """Refusals that say: later."""
+STRANGE = ("<Code>SignatureDoesNotMatch<", "<Code>InvalidAccessKeyId<", "<Code>AccessDenied<")
+"""Refusals of credentials, which obstore tells from others for some requests only."""
 
 
 def meaning(error: Exception, *, reading: bool) -> tuple[type[SafelightError], str]:
@@ -40,7 +42,8 @@ def _row(error: Exception, *, reading: bool) -> tuple[type[SafelightError], str]
         return InvalidSettings, NO_CREDENTIALS
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return Conflict, "another writer was there first"
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+    if denied or any(code in text for code in STRANGE):
         return AccessDenied, "the store refuses these credentials"
     if isinstance(error, NotImplementedError):
         return InvalidSettings, "this kind of store lacks conditional writes; use an S3 service"

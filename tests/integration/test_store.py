@@ -173,6 +173,8 @@ def test_wrong_credentials_are_refused(zone_settings: Settings) -> None:
     wrong = zone_settings.model_copy(update={"s3_secret_access_key": SecretStr("wrong")})
     with pytest.raises(AccessDenied, match="refuses these credentials"):
         open_zones(wrong)
+    with pytest.raises(AccessDenied, match="refuses these credentials"):
+        next(open_store(wrong.zone_url("images"), wrong).listing())
 
 
 def test_a_missing_bucket_is_named(store_settings: Settings) -> None:
