@@ -17,6 +17,8 @@ from pipeline.store import StoredObject
 
 DATASET_PART = re.compile(r"[^/]+/(?P<kind>shards|index)/[0-9a-f]{64}\.(safetensors|parquet)")
 QUARANTINE_LIST = re.compile(r"[^/]+/quarantine/[0-9a-f]{16}\.jsonl")
+PREPARING = re.compile(r"[^/]+/preparing\.json")
+"""Who prepares a dataset; renewed every few seconds, and gone when that is over."""
 MADE_OF_A_RUN = {"evaluation", "export"}
 KINDS = {"shards": "shards that no version names", "index": "index segments that no version names"}
 
@@ -53,17 +55,21 @@ def dataset_garbage(
     While a preparation leaves results of chunks, all that it might rely on stays.
     """
     found = [garbage("datasets", "old lists of images left out", each) for each in listing if _is_list(each)]
-    lists = older(found, now, limits.quarantine)
+    left = older(found, now, limits.quarantine)
+    turns = [each for each in listing if PREPARING.fullmatch(each.key)]
+    left += older(
+        [garbage("datasets", "leases of killed preparations", each) for each in turns], now, limits.older_than
+    )
     work = [each for each in listing if packing.is_work(each.key)]
     if any(now - each.modified <= limits.older_than for each in work):
-        return lists
+        return left
     unfinished = [garbage("datasets", "results of unfinished preparations", each) for each in work]
     parts = [
         garbage("datasets", KINDS[match["kind"]], each)
         for each in listing
         if (match := DATASET_PART.fullmatch(each.key)) and each.key not in named
     ]
-    return [*older([*unfinished, *parts], now, limits.older_than), *lists]
+    return [*older([*unfinished, *parts], now, limits.older_than), *left]
 
 
 def run_garbage(listing: Sequence[StoredObject], best: str | None, now: datetime, limits: Limits) -> list[Garbage]:
