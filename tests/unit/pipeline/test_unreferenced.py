@@ -49,7 +49,7 @@ LISTS = r"cats/quarantine/[0-9a-f]{16}\.jsonl"
 def test_a_dataset_loses_nothing_that_a_version_names(
     listing: list[StoredObject], named: set[str], limits: Limits
 ) -> None:
-    """Only unnamed parts, unfinished work, old lists and left leases are garbage, older than their limits; all such are."""
+    """Only unnamed parts, unfinished work, old lists and left leases are garbage, past their limits; all such are."""
     keys = {f"cats/shards/{name}.safetensors" for name in named} | {f"cats/index/{name}.parquet" for name in named}
     found = keys_of(unreferenced.dataset_garbage(listing, keys, NOW, limits))
     ages = {each.key: NOW - each.modified for each in listing}
