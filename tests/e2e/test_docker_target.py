@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -341,13 +342,15 @@ def test_of_two_at_once_one_wins(target: Target, *, same: bool) -> None:
     def attempt(version: ModelVersion) -> Callable[[], None]:
         def together(progress: Progress) -> None:
             if progress.done == 1:
-                meet.wait()
+                with suppress(threading.BrokenBarrierError):  # the other one has ended, or is far behind
+                    meet.wait()
 
         def run() -> None:
             try:
                 target.deploy(version, on_progress=together)
             except (Conflict, DeployFailed) as error:
                 failed.append(error)
+                meet.abort()
 
         return run
 
@@ -360,7 +363,8 @@ def test_of_two_at_once_one_wins(target: Target, *, same: bool) -> None:
     assert winner in {each.version for each in both}
     assert target.answering() == winner
     assert target.versions() == [winner]
-    assert len(failed) == (0 if same else 1), failed
+    # Of one version, the one that comes second may find its candidate taken over.
+    assert len(failed) in ((0, 1) if same else (1,)), failed
 
 
 def test_a_container_that_dies_later_is_started_again(target: Target, live: ModelVersion) -> None:
