@@ -333,8 +333,8 @@ def _environ(target: Target, **more: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("same", [False, True], ids=["two versions", "one version twice"])
 def test_of_two_at_once_one_wins(target: Target, *, same: bool) -> None:
-    """Both begin from the same alias: the one that moves it is live, and of the other one nothing is left."""
-    first = target.version()
+    """Both begin from the same alias: the one that moves it is live, or none where they share one candidate; no rest."""
+    before, first = target.champion(), target.version()
     both = [first, first if same else target.version()]
     failed: list[SafelightError] = []
     meet = threading.Barrier(2, timeout=60)
@@ -360,11 +360,10 @@ def test_of_two_at_once_one_wins(target: Target, *, same: bool) -> None:
     for each in threads:
         each.join()
     winner = target.champion()
-    assert winner in {each.version for each in both}
+    assert winner in {each.version for each in both} or (same and winner == before and len(failed) == 2), failed
     assert target.answering() == winner
     assert target.versions() == [winner]
-    # Of one version, the one that comes second may find its candidate taken over.
-    assert len(failed) in ((0, 1) if same else (1,)), failed
+    assert same or len(failed) == 1, failed
 
 
 def test_a_container_that_dies_later_is_started_again(target: Target, live: ModelVersion) -> None:
