@@ -333,7 +333,7 @@ def _environ(target: Target, **more: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("same", [False, True], ids=["two versions", "one version twice"])
 def test_of_two_at_once_one_wins(target: Target, *, same: bool) -> None:
-    """Both begin from the same alias: the one that moves it is live, or none where they share one candidate; no rest."""
+    """Both begin from the same alias: the one that moves it is live, or none where they share a candidate; no rest."""
     before, first = target.champion(), target.version()
     both = [first, first if same else target.version()]
     failed: list[SafelightError] = []
