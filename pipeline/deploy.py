@@ -9,6 +9,8 @@
   proven itself before, and that this call did not put there, is left alone: the fault is then in the surroundings, and
   a wrong URL must not take a good model away from every other server. ``deployment.json`` beside the model remembers.
 - Killed at any point and repeated, it goes on: each part looks first whether it is done.
+- Deployments by containers take turns, under a lease: two of one version would otherwise build on, and clear away, each
+  other's. Whoever waited deploys only if the alias still says what it said before.
 - Which server is asked, and how one is started on this machine, is in ``inference_server``; how its replicas are found,
   in ``replicas``; how containers take over, in ``takeover``.
 """
@@ -19,7 +21,7 @@ from pathlib import PurePosixPath
 
 import httpx
 
-from pipeline import aliases, docker_target, inference_server, proof, registry, takeover
+from pipeline import aliases, docker_target, inference_server, leases, proof, registry, takeover
 from pipeline.aliases import CHAMPION, AliasState
 from pipeline.artifacts import Deployment, ModelVersion
 from pipeline.errors import Conflict, DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
@@ -33,10 +35,14 @@ from pipeline.store import Store
 from pipeline.takeover import TakenOver
 from pipeline.zones import Zones
 
+Alias = tuple[AliasState, str] | None
+"""What an alias says, and its etag; None where there is none yet."""
 Record = Callable[[str, int], Deployment]
 """Remembers that the version has proven itself at a URL, in so many replicas."""
 PROOF = "deployment.json"
 READY_TIMEOUT_S = 60.0
+TURN_TTL_S = 15.0
+"""Seconds without a sign of life after which another deployment by containers no longer waits for one."""
 BACK_TIMEOUT_S = 5.0
 """How long the replicas may take to go back to the old version before a failed deployment says that they have not."""
 
@@ -57,7 +63,7 @@ def deploy(
         settings: say where the server is, or where to start one.
         version: to make live.
         timeout_s: how long the replicas may take to follow the alias, in seconds.
-        on_progress: told of every smoke image.
+        on_progress: told of every smoke image, and of whom it waits for.
         resolve: the addresses of a host.
 
     Raises:
@@ -86,7 +92,7 @@ def deploy(
         return deployment
 
     if settings.deploy_target == "docker":
-        return _by_docker(zones.models, settings, manifest, prove, record, timeout_s)
+        return _in_turn(zones.models, manifest, partial(_by_docker, settings, prove, record, timeout_s), on_progress)
     return record(*_by_following(zones.models, settings, manifest, prove, timeout_s, resolve))
 
 
@@ -122,11 +128,37 @@ def _by_following(  # noqa: PLR0917 - private, and called once
     return server.url, found
 
 
-def _by_docker(  # noqa: PLR0917 - the same
-    models: Store, settings: Settings, manifest: ModelManifest, prove: Prove, record: Record, timeout_s: float
+def _in_turn(
+    models: Store,
+    manifest: ModelManifest,
+    deploy: Callable[[Store, ModelManifest, Alias], Deployment],
+    on_progress: OnProgress,
+) -> Deployment:
+    """Wait until no other deployment of the model is under way, and deploy from what the alias said before that.
+
+    Raises:
+        Conflict: meanwhile somebody else made another version live.
+    """
+    before = aliases.read_alias(models, manifest.model, CHAMPION)
+    key, what = f"{manifest.model}/deploying.json", f"the deployment of model {manifest.model}"
+    with leases.acquire(models, key, what, ttl_s=TURN_TTL_S, on_progress=on_progress) as lease:
+        lease.end()  # nothing is left to be said once this block is over
+        now = aliases.read_alias(models, manifest.model, CHAMPION)
+        if now != before and not (now and now[0].version == manifest.version):
+            raise Conflict(f"Alias {CHAMPION!r} of model {manifest.model!r} was moved by somebody else meanwhile.")
+        return deploy(models, manifest, now)
+
+
+def _by_docker(  # noqa: PLR0917 - private, and called once
+    settings: Settings,
+    prove: Prove,
+    record: Record,
+    timeout_s: float,
+    models: Store,
+    manifest: ModelManifest,
+    before: Alias,
 ) -> Deployment:
     """Let containers of the version take over, then remove those that they have taken over from."""
-    before = aliases.read_alias(models, manifest.model, CHAMPION)
     moved: bool | None = False if before and before[0].version == manifest.version else None
 
     def move_alias() -> int:
@@ -181,7 +213,7 @@ def _refuse_bad_url(settings: Settings) -> None:
         raise InvalidSettings(f"{PREFIX}INFERENCE_URL: {url!r} is not the URL of a server, as http://host:8080.")
 
 
-def _point_alias(models: Store, manifest: ModelManifest, before: tuple[AliasState, str] | None) -> bool:
+def _point_alias(models: Store, manifest: ModelManifest, before: Alias) -> bool:
     """Make the champion alias point at the version; whether it pointed elsewhere, namely where it was ``before``.
 
     Raises:

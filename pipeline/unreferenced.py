@@ -17,8 +17,8 @@ from pipeline.store import StoredObject
 
 DATASET_PART = re.compile(r"[^/]+/(?P<kind>shards|index)/[0-9a-f]{64}\.(safetensors|parquet)")
 QUARANTINE_LIST = re.compile(r"[^/]+/quarantine/[0-9a-f]{16}\.jsonl")
-PREPARING = re.compile(r"[^/]+/preparing\.json")
-"""Who prepares a dataset; renewed every few seconds, and gone when that is over."""
+TURN = re.compile(r"[^/]+/(preparing|deploying)\.json")
+"""Whose turn it is; renewed every few seconds, and gone when that is over."""
 MADE_OF_A_RUN = {"evaluation", "export"}
 KINDS = {"shards": "shards that no version names", "index": "index segments that no version names"}
 
@@ -55,11 +55,7 @@ def dataset_garbage(
     While a preparation leaves results of chunks, all that it might rely on stays.
     """
     found = [garbage("datasets", "old lists of images left out", each) for each in listing if _is_list(each)]
-    left = older(found, now, limits.quarantine)
-    turns = [each for each in listing if PREPARING.fullmatch(each.key)]
-    left += older(
-        [garbage("datasets", "leases of killed preparations", each) for each in turns], now, limits.older_than
-    )
+    left = [*older(found, now, limits.quarantine), *_left_turns("datasets", listing, now, limits)]
     work = [each for each in listing if packing.is_work(each.key)]
     if any(now - each.modified <= limits.older_than for each in work):
         return left
@@ -96,17 +92,22 @@ def run_garbage(listing: Sequence[StoredObject], best: str | None, now: datetime
 def model_garbage(
     listing: Sequence[StoredObject], live: Collection[str], now: datetime, limits: Limits
 ) -> list[Garbage]:
-    """What is garbage below ``<model>/``: versions without a manifest that are old and in no alias (``live``)."""
+    """What is garbage below ``<model>/``: old versions without a manifest and in no alias (``live``), a left lease."""
     versions: dict[str, list[StoredObject]] = defaultdict(list)
     for each in listing:
         versions[each.key.split("/")[1]].append(each)
-    found = []
+    found = _left_turns("models", listing, now, limits)
     for version, files in versions.items():
         complete = any(registry.MANIFEST_KEY.fullmatch(each.key) for each in files)
         young = any(now - each.modified <= limits.older_than for each in files)
         if registry.VERSION_ID.fullmatch(version) and not (complete or young or version in live):
             found += [garbage("models", "files of versions without a manifest", each) for each in files]
     return found
+
+
+def _left_turns(zone: Zone, listing: Sequence[StoredObject], now: datetime, limits: Limits) -> list[Garbage]:
+    turns = [garbage(zone, "leases of killed processes", each) for each in listing if TURN.fullmatch(each.key)]
+    return older(turns, now, limits.older_than)
 
 
 def _is_list(each: StoredObject) -> bool:

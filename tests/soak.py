@@ -46,7 +46,7 @@ STAGE_TIMEOUT_S = 300
 INFERENCE_PORT, PREFECT_PORT = 18080, 14200
 STAGES = ("import", "prepare", "train", "evaluate", "register", "promote", "deploy")
 CHANGING = re.compile(
-    r".*/(latest|lease|preparing|deployment)\.json|[^/]+/(aliases|work|checkpoints|leases?)/.*|store-check/.*|.*\.tmp"
+    r".*/(latest|lease|preparing|deploying|deployment)\.json|[^/]+/(aliases|work|checkpoints|leases?)/.*|store-check/.*|.*\.tmp"
 )
 """Keys of what may be replaced or removed; all other objects are written once and stay."""
 ANSWER_S = 30.0
