@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from e2e import docker_stack
+from e2e.docker_stack import Target
 from e2e.stack import DEFAULT_TAG, MODEL, RESULTS, Stack, open_stack
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
+
+from pipeline.artifacts import ModelVersion
 
 ORDER = (
     "test_fresh_stack",
@@ -24,8 +28,10 @@ ORDER = (
     "test_outage",
     "test_strangers",
     "test_down_and_up",
+    "test_docker_target",
+    "test_docker_faults",
 )
-"""Of the files: the first needs a stack in which nothing has happened, the last takes it down."""
+"""Of the files: the first needs a stack in which nothing has happened, ``test_down_and_up`` takes it down."""
 IDX = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("tshirt-top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 SAMPLE = 4000
@@ -73,6 +79,22 @@ def stack() -> Iterator[Stack]:
         (RESULTS / "services.log").write_text(found.logs(), encoding="utf-8")
         if not keep:
             found.down()
+
+
+@pytest.fixture(scope="session")
+def target() -> Iterator[Target]:
+    """Another stack, whose serving containers are replaced; at first nothing is live in it."""
+    with docker_stack.opened() as found:
+        yield found
+
+
+@pytest.fixture
+def deployed(target: Target) -> ModelVersion:
+    """A version that is live there: the last test's, if that left one, in one container."""
+    now = target.champion()
+    if now is None or target.versions() != [now]:
+        return target.deploy(target.version()).model_version
+    return ModelVersion(model=docker_stack.MODEL, version=now)
 
 
 @pytest.fixture(scope="session")
