@@ -106,5 +106,6 @@ async def _beat(participant: Participant) -> None:
 
 async def _let_others_answer(participant: Participant) -> None:
     """Take no connection before this process has what the others answer with, as long as there are such."""
-    while not participant.has_joined and any(each.ready for each in processes(participant.board)):  # noqa: ASYNC110
+    board = participant.board
+    while not participant.has_joined and any(each.ready for each in processes(board).values()):  # noqa: ASYNC110
         await asyncio.sleep(LOOK_S)  # the others are other processes: nobody here could set an event

@@ -113,7 +113,7 @@ class Replica(Collector):
         info = InfoMetricFamily("safelight_model", "What each process answers with.", labels=["model", "process"])
         ready = GaugeMetricFamily("safelight_process_ready", "1: it answers as all do.", labels=["process"])
         generation = GaugeMetricFamily("safelight_process_generation", "What it answers with.", labels=["process"])
-        for seat, held in enumerate(processes(self._board)):
+        for seat, held in processes(self._board).items():
             info.add_metric([self._model, str(seat)], {"version": held.version or "", "pid": str(held.pid)})
             ready.add_metric([str(seat)], held.ready)
             generation.add_metric([str(seat)], held.generation)

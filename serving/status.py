@@ -1,5 +1,7 @@
 """What a server says of itself: the version that answers, where it comes from, and each of its processes."""
 
+from collections.abc import Mapping
+
 from serving.board import Board
 from serving.predictor import LiveModel
 from serving.schemas import ModelStatus, ProcessStatus
@@ -7,9 +9,10 @@ from serving.settings import ServingSettings
 from serving.swap import HUNG_S
 
 
-def processes(board: Board) -> tuple[ProcessStatus, ...]:
-    """Each process that sits on the board."""
-    return tuple(_process(board, seat) for seat in range(board.seats) if board.report(seat).pid)
+def processes(board: Board) -> Mapping[int, ProcessStatus]:
+    """Each process that sits on the board, by its seat."""
+    found = {seat: _process(board, seat) for seat in range(board.seats)}
+    return {seat: process for seat, process in found.items() if process.pid}
 
 
 def model_status(settings: ServingSettings, board: Board, live: LiveModel | None, *, draining: bool) -> ModelStatus:
@@ -23,7 +26,7 @@ def model_status(settings: ServingSettings, board: Board, live: LiveModel | None
         generation=board.generation,
         live_since=agreement.since if agreement.live.version else None,
         swap_error=agreement.error,
-        processes=processes(board),
+        processes=tuple(processes(board).values()),
     )
     if live is None:
         return said

@@ -64,6 +64,17 @@ def test_every_process_is_told_of_by_any(models: Registry) -> None:
     assert value(text, "safelight_model_swaps_total", model="shapes") == 1
 
 
+def test_an_empty_seat_gives_its_name_to_nobody(models: Registry) -> None:
+    """While a process is being replaced, the other one's metrics stay under the label that they had."""
+    replica = ReplicaByHand(models.models, 2)
+    models.point_at(models.register(1))
+    replica.look()
+    replica.board.vacate(0)
+    text = exposition(replica.board, "shapes")("")[0].decode()
+    ready = {dict(labels)["process"] for name, labels in samples(text) if name == "safelight_process_ready"}
+    assert ready == {"1"}
+
+
 def test_a_failed_swap_is_counted(models: Registry) -> None:
     """Each try that failed, and that something is wrong now."""
     replica = ReplicaByHand(models.models, 2)

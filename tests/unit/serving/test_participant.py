@@ -93,10 +93,10 @@ def test_the_status_tells_of_each_process(models: Registry) -> None:
     models.point_at(first)
     replica = ReplicaByHand(models.models, 3)
     replica.look()
-    assert [each.ready for each in processes(replica.board)] == [True] * 3
+    assert [each.ready for each in processes(replica.board).values()] == [True] * 3
     replica.participants[2].drain()
     replica.participants[2].step()
-    assert [each.ready for each in processes(replica.board)] == [True, True, False]
+    assert [each.ready for each in processes(replica.board).values()] == [True, True, False]
     late = replica.participants.pop(0)
     report = replica.board.report(late.seat)
     replica.board.vacate(late.seat)
@@ -104,7 +104,7 @@ def test_the_status_tells_of_each_process(models: Registry) -> None:
     replica.look()
     replica.board.say(late.seat, report)
     replica.board.beat(late.seat)
-    found = {each.pid: (each.version, each.generation, each.ready) for each in processes(replica.board)}
+    found = {each.pid: (each.version, each.generation, each.ready) for each in processes(replica.board).values()}
     assert found == {
         100: (first.version, 1, False),
         101: (second.version, 2, True),
