@@ -10,7 +10,6 @@
   a replica that is killed leaves nothing behind.
 """
 
-import json
 import mmap
 import os
 import struct
@@ -23,11 +22,14 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.errors import SafelightError
 from serving.schemas import SwapError
 
 RecordType = TypeVar("RecordType", bound=BaseModel)
 
 RECORD_BYTES: Final = 16384
+REASON_CHARS: Final = 1000
+"""Of a reason that is written on the board: some of them, in whatever script, fit into a record."""
 COUNTS: Final = 256
 """Numbers that a process counts; what each means is ``metrics``'."""
 WORD: Final = 8
@@ -51,7 +53,7 @@ class Prepared(BaseModel):
         file: which of the shelf's files holds it; None where none is needed.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     generation: int = 0
     version: str | None = None
@@ -61,7 +63,7 @@ class Prepared(BaseModel):
 class Agreement(BaseModel):
     """What the coordinator says: what answers, what is to come, and why nothing newer does."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     live: Prepared = Prepared()
     proposed: Prepared | None = None
@@ -80,7 +82,7 @@ class Report(BaseModel):
         draining: it will end soon, and wants no more work.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int = 0
     held: Mapping[int, str | None] = {}
@@ -157,6 +159,12 @@ def new_board_file(seats: int) -> int:
     return file
 
 
+def reason(error: Exception) -> str:
+    """Why something failed, in words that can be written on the board."""
+    text = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
+    return text.encode(errors="replace").decode()[:REASON_CHARS]
+
+
 def nameless_file(name: str) -> int:
     """A descriptor of an empty file without a name in any folder, which is gone with its last holder.
 
@@ -183,7 +191,7 @@ def _read(area: memoryview, kind: type[RecordType]) -> RecordType:
         size, checksum = HEADER.unpack(area[: HEADER.size])
         text = bytes(area[HEADER.size : HEADER.size + size])
         if size and zlib.crc32(text) == checksum:
-            return kind.model_validate(json.loads(text))
+            return kind.model_validate_json(text)
         if not size:
             break
     return kind()

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.artifacts import utc_now
-from pipeline.errors import SafelightError, StoreError, StoreUnavailable
+from pipeline.errors import StoreError, StoreUnavailable
 from pipeline.store import Store
 from serving.alias_watch import AliasWatch, Reading
-from serving.board import Agreement, Board, Prepared
+from serving.board import Agreement, Board, Prepared, reason
 from serving.model_cache import ModelCache
 from serving.model_files import ModelFile, Shelf
 from serving.schemas import SwapError
@@ -33,7 +33,6 @@ LONGEST_WAIT_S: Final = 60.0
 TICK_S: Final = 0.05
 """How often the processes are asked how far they are: a part of how long a swap takes."""
 STOP_PATIENCE_S: Final = 2.0
-REASON_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,30 +204,28 @@ class ModelWatch:
 
     def _fail(self, version: str | None, error: Exception) -> None:
         """Say what is wrong; ``version`` is what was to go live, if that much is known."""
-        reason = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
         if isinstance(error, StoreUnavailable):  # which says nothing against the version
             self._failed, self._retry_at = version, time.monotonic() + self._settings.poll_s
-            self._complain(None, reason)
+            self._complain(None, reason(error))
         elif version is None:
-            self._complain(None, reason)
+            self._complain(None, reason(error))
         else:
-            self._refuse(version, reason)
+            self._refuse(version, reason(error))
 
-    def _refuse(self, version: str | None, reason: str) -> None:
+    def _refuse(self, version: str | None, why: str) -> None:
         """The version cannot go live; it is tried again later, and then ever later."""
         self._failures += 1
         self._failed = version
         self._retry_at = time.monotonic() + min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
         self._agree(swap_failures=self._said.swap_failures + 1)
-        self._complain(version, reason)
+        self._complain(version, why)
 
-    def _complain(self, version: str | None, reason: str) -> None:
+    def _complain(self, version: str | None, why: str) -> None:
         seen = self._said.error
-        clipped = reason.encode(errors="replace").decode()[:REASON_CHARS]
-        if seen and (seen.version, seen.reason) == (version, clipped):
+        if seen and (seen.version, seen.reason) == (version, why):
             return
-        log.warning("%s: %s", self._settings.model, clipped)
-        self._agree(error=SwapError(version=version, reason=clipped, at=utc_now()))
+        log.warning("%s: %s", self._settings.model, why)
+        self._agree(error=SwapError(version=version, reason=why, at=utc_now()))
 
     def _agree(self, **changed: object) -> None:
         self._said = self._said.model_copy(update=changed)

@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.errors import Corrupted, SafelightError
+from pipeline.errors import Corrupted
 from pipeline.onnx_model import OnnxModel
-from serving.board import Agreement, Board, Prepared, Report
+from serving.board import Agreement, Board, Prepared, Report, reason
 from serving.model_files import Shelf
 from serving.predictor import LiveModel, warm_up
 
@@ -27,7 +27,6 @@ JOIN_S: Final = 10.0
 """How long a request waits in a process that has yet to load the generation that answers."""
 AGAIN_S: Final = 1.0
 """Between two tries to load what the others answer with already."""
-REFUSAL_CHARS: Final = 1000
 
 
 class Participant:
@@ -102,7 +101,7 @@ class Participant:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's, and the old one goes on
             # A shelf that was filled anew meanwhile says nothing against the version; the next look tells.
             if wanted in (self.board.agreement().live, self.board.agreement().proposed):
-                self._refused = {**self._refused, wanted.generation: _sentence(error)}
+                self._refused = {**self._refused, wanted.generation: reason(error)}
                 self._again_at = time.monotonic() + AGAIN_S
             return
         with self._changed:
@@ -129,7 +128,7 @@ class Participant:
         if not named >= self._models.keys():
             self._models = {number: model for number, model in self._models.items() if number in named}
         if not named >= self._refused.keys():
-            self._refused = {number: reason for number, reason in self._refused.items() if number in named}
+            self._refused = {number: why for number, why in self._refused.items() if number in named}
 
     def _say(self) -> None:
         held = {number: model.manifest.version if model else None for number, model in self._models.items()}
@@ -144,8 +143,3 @@ class Participant:
             while not self.has_joined and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
         return self.live_now()
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
-    return text.encode(errors="replace").decode()[:REFUSAL_CHARS]

@@ -22,7 +22,7 @@ def test_all_boards_on_one_memory_show_the_same(file: int) -> None:
     """What one process writes, another one reads: generation, agreement, report, counts and signs of life."""
     one, other = Board(file), Board(file)
     agreement = Agreement(
-        live=Prepared(generation=3, version="v", file=1, size=7),
+        live=Prepared(generation=3, version="v", file=1),
         proposed=Prepared(generation=4),
         since=utc_now(),
         error=SwapError(version="v", reason="été", at=utc_now()),
