@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import tiny_models
 from live_server import wait_until
 
@@ -56,6 +57,15 @@ class Serving:
     def wait_for(self, version: ModelVersion, processes: int = 1) -> None:
         """Return when ``version`` is live, in so many processes."""
         wait_until(lambda: self.version() == version.version and len(self.ready()) == processes, 30)
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer, where there are several."""
+        return psutil.Process(self.process.pid).children()
+
+    def kill(self) -> None:
+        """End it at once, as a machine that loses its power does."""
+        self.process.kill()
+        self.process.wait()
 
     def end(self, timeout_s: float = 20) -> int:
         """SIGTERM; the exit status."""

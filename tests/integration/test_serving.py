@@ -1,18 +1,16 @@
 import os
 import signal
-import socket
 import struct
-import threading
 import time
 import zlib
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 import tiny_models
 from live_server import wait_until
 from serving_process import MODEL, PNG, Start, point_at, register, restarted_store, store_pid
+from serving_traffic import traffic
 
 from pipeline.onnx_model import OnnxModel
 from pipeline.settings import Settings
@@ -88,36 +86,17 @@ def test_hostile_bytes_cost_neither_a_5xx_nor_much_time(zones: Zones, zone_setti
 def test_swaps_under_load_drop_and_mix_nothing(zones: Zones, zone_settings: Settings, start: Start) -> None:
     """While versions change, each request is answered by the version that it names, and after a swap by the new one."""
     versions = [register(zones, seed) for seed in (1, 2, 3)]
-    model = {each.version: OnnxModel(zones.models.get(f"{MODEL}/{each.version}/model.onnx")) for each in versions}
-    expected = {name: float(it.probabilities(tiny_models.picture(5)[None]).max()) for name, it in model.items()}
     point_at(zones, versions[0])
     server = start(zone_settings)
     server.wait_for(versions[0])
-    stop, seen, wrong = threading.Event(), set(), []
-
-    def send() -> None:
-        with httpx.Client(base_url=server.client.base_url, trust_env=False, timeout=30) as client:
-            while not stop.is_set():
-                answer = client.post("/predict", content=PNG)
-                said = answer.json()
-                if answer.status_code != 200 or abs(said["probability"] - expected[said["model_version"]]) > 1e-4:
-                    wrong.append(answer.text)
-                seen.add(said.get("model_version"))
-
-    senders = [threading.Thread(target=send) for _ in range(4)]
-    for sender in senders:
-        sender.start()
-    try:
+    with traffic(server, zones, versions, clients=4) as seen:
         for version in (versions[1], versions[2], versions[0], versions[1]):
             point_at(zones, version)
             server.wait_for(version)
             assert server.client.post("/predict", content=PNG).json()["model_version"] == version.version
-    finally:
-        stop.set()
-        for sender in senders:
-            sender.join()
-    assert not wrong
-    assert seen == expected.keys()
+    assert not seen.wrong
+    assert seen.broken == 0
+    assert seen.numbers == {0, 1, 2}
 
 
 def test_a_server_without_a_model_gets_ready_by_itself(zones: Zones, zone_settings: Settings, start: Start) -> None:
@@ -183,31 +162,3 @@ def test_a_store_that_hangs_holds_up_nothing(private_store: Settings, start: Sta
         assert server.end() == 0
     finally:
         os.kill(store, signal.SIGCONT)
-
-
-def test_sigterm_answers_what_is_under_way(zones: Zones, zone_settings: Settings, start: Start) -> None:
-    """A request that is half sent when SIGTERM comes is still answered; then the process ends with status 0."""
-    version = register(zones, 1)
-    point_at(zones, version)
-    server = start(zone_settings)
-    server.wait_for(version)
-    url = server.client.base_url
-    with socket.create_connection((url.host, url.port or 0), timeout=10) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PNG) + PNG[:50])
-        time.sleep(0.3)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        slow.sendall(PNG[50:])
-        answer = slow.recv(10_000)
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert server.process.wait(20) == 0
-    assert "Traceback" not in server.log.read_text()
-
-
-def test_idle_connections_do_not_keep_it_from_ending(zone_settings: Settings, start: Start) -> None:
-    """A client that keeps its connection open does not delay the end."""
-    server = start(zone_settings)
-    assert server.client.get("/v2/health/live").status_code == 200
-    begun = time.monotonic()
-    assert server.end() == 0
-    assert time.monotonic() - begun < 5
