@@ -1,25 +1,23 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from counting_proxy import Passing, Proxy, listening
 from deployable import champion, prepared, register
 from live_server import wait_until
-from serving_processes import Serving, free_port, serving_on
+from serving_process import MODEL, Serving, started
 
-from pipeline import aliases, deploy
+from pipeline import aliases, deploy, processes
 from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion
 from pipeline.errors import DeployFailed
 from pipeline.progress import Progress
 from pipeline.settings import Settings
 from pipeline.zones import Zones
 
-MODEL = "shapes"
 ONE, TWO, THREE = ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-QUICK = {"SAFELIGHT_SERVING_POLL_S": "0.1"}
 
 
 class Withholding(Passing):
@@ -59,12 +57,20 @@ def lossy(zone_settings: Settings) -> Iterator[Lossy]:
 
 
 @contextmanager
-def replicas(settings: Settings, logs: Path, **third: str) -> Iterator[tuple[Settings, dict[str, Serving]]]:
-    """Three replicas behind one name, the third with an environment of its own, and settings that name them."""
-    port = free_port()
+def replicas(
+    settings: Settings, logs: Path, *, endpoint: str | None = None, **own: str
+) -> Iterator[tuple[Settings, dict[str, Serving]]]:
+    """Three replicas behind one name, the third with its own settings and way to the store; settings that name them."""
+    port = processes.free_port(0)
     settings = settings.model_copy(update={"home": logs / "home", "inference_url": f"http://serving:{port}"})
-    more = {ONE: QUICK, TWO: QUICK, THREE: QUICK | third}
-    with serving_on(settings, MODEL, port, more, logs) as found:
+    thirds = settings.model_copy(update={"s3_endpoint": endpoint or settings.s3_endpoint})
+    with ExitStack() as running:
+        found = {}
+        for address, told, more in ((ONE, settings, {}), (TWO, settings, {}), (THREE, thirds, own)):
+            at = {"HOST": address, "PORT": str(port)}
+            found[address] = running.enter_context(started(told, logs / f"serving-{address}.log", at | more))
+        for each in found.values():
+            assert each.get("/v2/health/live").is_success
         yield settings, found
 
 
@@ -79,7 +85,7 @@ def test_every_replica_is_asked_and_has_proven_itself(
     """Success means that all three answer with the version, the slowest included, and that each was asked."""
     first, second = register(zones, dataset, 1), register(zones, dataset, 2)
     seen: list[Progress] = []
-    with replicas(zone_settings, tmp_path, SAFELIGHT_SERVING_POLL_S="3") as (settings, servers):
+    with replicas(zone_settings, tmp_path, POLL_S="3") as (settings, servers):
         for version in (first, second):
             seen.clear()
             done = deployed(zones, settings, version, on_progress=seen.append)
@@ -93,7 +99,7 @@ def test_one_that_cannot_load_takes_the_others_back(
 ) -> None:
     """The replica and its reason are named, and all three are back at the old version when the error comes."""
     good, bad = register(zones, dataset, 1), register(zones, dataset, 2)
-    with replicas(zone_settings, tmp_path, SAFELIGHT_S3_ENDPOINT=lossy.url) as (settings, servers):
+    with replicas(zone_settings, tmp_path, endpoint=lossy.url) as (settings, servers):
         deployed(zones, settings, good)
         lossy.lost.add(bad.version)
         with pytest.raises(DeployFailed, match=rf"\({THREE}\) did not load the version; it says: ") as caught:
@@ -138,7 +144,7 @@ def test_a_replica_that_comes_late_is_asked_too(
 ) -> None:
     """The name has no address, then two, and the third while they prove themselves: its failure counts."""
     good, bad = register(zones, dataset, 1), register(zones, dataset, 2)
-    with replicas(zone_settings, tmp_path, SAFELIGHT_S3_ENDPOINT=lossy.url) as (settings, servers):
+    with replicas(zone_settings, tmp_path, endpoint=lossy.url) as (settings, servers):
         deployed(zones, settings, good)
         lossy.lost.add(bad.version)
         asked: list[float] = []

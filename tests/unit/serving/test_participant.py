@@ -4,16 +4,23 @@ import threading
 import pytest
 from live_server import MODEL, Registry, ReplicaByHand, wait_until
 
+from pipeline.artifacts import ModelVersion
 from serving.status import processes
+
+
+def before_a_swap(models: Registry, processes: int) -> tuple[ReplicaByHand, ModelVersion, ModelVersion]:
+    """A replica that is at the first version, when its alias has just moved on to the second."""
+    first, second = models.register(1), models.register(2)
+    models.point_at(first)
+    replica = ReplicaByHand(models.models, processes)
+    replica.look()
+    models.point_at(second)
+    return replica, first, second
 
 
 def test_no_process_flips_before_all_have_loaded(models: Registry) -> None:
     """While one still loads, every process answers as before; then all at once."""
-    first, second = models.register(1), models.register(2)
-    models.point_at(first)
-    replica = ReplicaByHand(models.models, 3)
-    replica.look()
-    models.point_at(second)
+    replica, first, second = before_a_swap(models, 3)
     replica.watch.look()
     for each in replica.participants[:2]:
         each.step()
@@ -69,11 +76,7 @@ def test_a_process_that_starts_later_joins(models: Registry) -> None:
 
 def test_a_request_waits_for_a_process_that_was_left_behind(models: Registry) -> None:
     """It is answered by what the others answer with, as soon as that is loaded, and by nothing older."""
-    first, second = models.register(1), models.register(2)
-    models.point_at(first)
-    replica = ReplicaByHand(models.models, 2)
-    replica.look()
-    models.point_at(second)
+    replica, _, second = before_a_swap(models, 2)
     late = replica.participants.pop()
     replica.board.vacate(late.seat)
     replica.look()
@@ -114,11 +117,7 @@ def test_the_status_tells_of_each_process(models: Registry) -> None:
 
 def test_a_version_at_which_processes_die_is_refused(models: Registry) -> None:
     """One death may be anything; the second one in a row speaks against the version, and the old one stays."""
-    first, second = models.register(1), models.register(2)
-    models.point_at(first)
-    replica = ReplicaByHand(models.models, 2)
-    replica.look()
-    models.point_at(second)
+    replica, first, second = before_a_swap(models, 2)
     replica.watch.look()
     for _ in range(2):
         replica.board.vacate(1)
