@@ -15,7 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from pipeline import dataset_index, dataset_versions, selection
+from pipeline import dataset_index, dataset_versions, index_segments, selection
 from pipeline.artifacts import DatasetVersion
 from pipeline.dataset_index import Index, digests_of, pc, values
 from pipeline.errors import SafelightError, StoreUnavailable
@@ -88,7 +88,7 @@ def _checked_version(
     ledger.count("dataset versions")
     try:
         manifest = dataset_versions.read_manifest(store, dataset, name)
-        index = dataset_versions.read_segments(store, dataset, manifest.segments)
+        index = index_segments.read(store, dataset, manifest.segments)
     except StoreUnavailable:
         raise
     except SafelightError as error:
@@ -132,7 +132,7 @@ def _verify_latest(store: Store, dataset: str, ledger: Ledger) -> None:
         if latest is None:
             return "cannot be read" if store.head(key) else None
         dataset_versions.read_manifest(store, dataset, latest.version)
-        dataset_versions.read_segments(store, dataset, (latest.extra,) if latest.extra else ())
+        index_segments.read(store, dataset, (latest.extra,) if latest.extra else ())
         return None
 
     verify_pointer(store, key, fault, ledger)

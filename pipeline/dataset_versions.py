@@ -3,7 +3,7 @@
 ::
 
     <dataset>/<version>/manifest.json     written once, last: its presence means that the version is complete
-    <dataset>/index/<sha256>.parquet      segments of the index (dataset_index.py), shared between versions
+    <dataset>/index/<sha256>.parquet      segments of the index (index_segments.py), shared between versions
     <dataset>/shards/<sha256>.safetensors pixels (shards.py), shared between versions
     <dataset>/latest.json                 what the last finished preparation returned; compare-and-swap only
     <dataset>/lease.json                  held while a version becomes complete, and while garbage is removed
@@ -20,23 +20,19 @@
   the other while it looks what the manifests name and removes the rest.
 """
 
-import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
-from pipeline import compaction, dataset_index, file_cache, freed_memory, large_index, leases
-from pipeline.artifacts import DatasetVersion, Digest, PixelSpec, PrepareConfig, Record, utc_now
-from pipeline.dataset_index import SCHEMA, Column, Index, pc
+from pipeline import compaction, freed_memory, index_segments, large_index, leases
+from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig, Record, utc_now
 from pipeline.errors import Conflict, Corrupted, NotFound, ObjectMissing, StoreUnavailable
+from pipeline.index_segments import Segment, segment_key
 from pipeline.large_index import LargeIndex
 from pipeline.leases import Lease
 from pipeline.sealing import sealed, unsealed
@@ -47,18 +43,8 @@ log = logging.getLogger(__name__)
 
 VERSION_ID = re.compile(r"[0-9a-f]{16}")
 
-MERGED_SHARE = 0.001
-"""Bytes of segments merged in one preparation at most, as a share of all that a version stores."""
 POINTER_ATTEMPTS = 100
 LEASE_TTL_S = 10.0
-
-
-class Segment(Record):
-    """A stored segment of an index; ``size`` in bytes."""
-
-    sha256: Digest
-    rows: int
-    size: int
 
 
 class DatasetManifest(Record):
@@ -141,37 +127,6 @@ def read_latest(datasets: Store, dataset: str) -> Latest | None:
         return None
 
 
-def read_segments(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None = None) -> Index:
-    """What segments say together.
-
-    Raises:
-        ObjectMissing: one is gone.
-        Corrupted: one was altered.
-    """
-    return dataset_index.resolve([_read_segment(datasets, dataset, segment, cache) for segment in segments])
-
-
-def scan_rows(datasets: Store, dataset: str, segments: Sequence[Segment], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows that ``read_segments`` gives, some columns of them, a few thousand at a time and in no order.
-
-    Only the keys of newer segments are held meanwhile, which override those of older ones.
-
-    Raises:
-        ObjectMissing: a segment is gone.
-        Corrupted: one was altered.
-    """
-    newer: list[Column] = []
-    for number, segment in reversed([*enumerate(segments)]):
-        overridden = pa.chunked_array(newer, pa.string()).combine_chunks()
-        for rows in dataset_index.scan(
-            _segment_bytes(datasets, dataset, segment, None), sorted({"key", "etag", *columns})
-        ):
-            if number:
-                newer += rows["key"].chunks
-            known = pc.is_in(rows["key"], value_set=overridden)
-            yield rows.filter(pc.and_not(pc.is_valid(rows["etag"]), known)).select(list(columns))
-
-
 def read_prepared(datasets: Store, dataset: str, cache: Path | None = None) -> Prepared | None:
     """What the last finished preparation left; None if there was none, or if it cannot be read: it only saves work."""
     try:
@@ -182,7 +137,7 @@ def read_prepared(datasets: Store, dataset: str, cache: Path | None = None) -> P
         if manifest is None:
             return None
         segments = manifest.segments if latest.extra is None else (*manifest.segments, latest.extra)
-        return Prepared(manifest, segments, _read_large(datasets, dataset, segments, cache))
+        return Prepared(manifest, segments, index_segments.read_large(datasets, dataset, segments, cache))
     except (Corrupted, ObjectMissing) as error:
         log.warning("Preparing %s from the beginning: %s", dataset, error)
         return None
@@ -216,7 +171,7 @@ def publish(
         try:
             index = compaction.compact(datasets, version.dataset, version.pixels, index)
             freed_memory.give_back()
-            segments = _append(datasets, version, index, before, cache)
+            segments = _segments_of(datasets, version, index, before, cache)
         except (Corrupted, ObjectMissing):
             _refuse_missing(datasets, version.dataset, before.segments if before else (), index)
             raise
@@ -256,17 +211,12 @@ def named_keys(datasets: Store, dataset: str, cache: Path | None = None) -> set[
     for folder in filter(VERSION_ID.fullmatch, datasets.folders(dataset)):
         manifest = find_manifest(datasets, dataset, folder)
         named |= set(manifest.segments) if manifest else set()
-    return {key for segment in named for key in _part_keys(datasets, dataset, segment, cache)}
-
-
-def _part_keys(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> list[str]:
-    shards = dataset_index.shards_of(_segment_bytes(datasets, dataset, segment, cache))
-    return [_segment_key(dataset, segment.sha256), *(shard_key(dataset, name) for name in shards)]
+    return {key for segment in named for key in index_segments.keys_named(datasets, dataset, segment, cache)}
 
 
 def _refuse_missing(datasets: Store, dataset: str, segments: Sequence[Segment], index: LargeIndex) -> None:
     """Raise Conflict unless everything that a manifest or the pointer is about to name is stored."""
-    needed = {_segment_key(dataset, segment.sha256) for segment in segments}
+    needed = {segment_key(dataset, segment) for segment in segments}
     needed |= {shard_key(dataset, name) for name in large_index.shards_named(index)}
     stored = {found.key for folder in ("index", "shards") for found in datasets.listing(f"{dataset}/{folder}")}
     if missing := sorted(needed - stored):
@@ -280,7 +230,7 @@ def _change(datasets: Store, manifest: DatasetManifest, index: LargeIndex, cache
     """What turns the index of a manifest into ``index``; None where there is no difference."""
     dataset = manifest.version.dataset
     try:
-        own = _read_large(datasets, dataset, manifest.segments, cache)
+        own = index_segments.read_large(datasets, dataset, manifest.segments, cache)
     except (Corrupted, ObjectMissing) as error:
         raise Corrupted(
             f"Version {manifest.version.version} of dataset {dataset!r} is stored but cannot be read: delete "
@@ -290,24 +240,17 @@ def _change(datasets: Store, manifest: DatasetManifest, index: LargeIndex, cache
     return change if len(change.rows) else None
 
 
-def _append(
+def _segments_of(
     datasets: Store, version: DatasetVersion, index: LargeIndex, before: Prepared | None, cache: Path | None
 ) -> tuple[Segment, ...]:
-    """Segments, stored, that say what ``index`` says: those from before and a new one, some merged into one."""
-    dataset = version.dataset
-    stored = () if before is None else before.segments
-    change = large_index.difference(None if before is None else before.index, index)
-    pieces: list[Segment | _Encoded] = [*stored, _encoded(change)] if len(change.rows) else [*stored]
-    sizes = [piece.size if isinstance(piece, Segment) else len(piece.data) for piece in pieces]
-    window = dataset_index.merge_window(sizes, MERGED_SHARE * (sum(sizes) + _shard_bytes(version.pixels, index)))
-    if window:
-        merged = pieces[window.start : window.stop]
-        parts = _each_large(datasets, dataset, [piece for piece in merged if isinstance(piece, Segment)], cache)
-        parts += [change] if len(parts) < len(merged) else []
-        # Rows of gone keys are needed as long as a segment before them knows those keys.
-        pieces[window.start : window.stop] = [_encoded(large_index.resolve(parts, keep_gone=window.start > 0))]
-    return tuple(
-        piece if isinstance(piece, Segment) else _write_segment(datasets, dataset, piece, cache) for piece in pieces
+    """Segments, stored, that say what ``index`` says."""
+    return index_segments.write_change(
+        datasets,
+        version.dataset,
+        before.segments if before else (),
+        large_index.difference(before.index if before else None, index),
+        pixel_bytes=_shard_bytes(version.pixels, index),
+        cache=cache,
     )
 
 
@@ -316,64 +259,20 @@ def _shard_bytes(pixels: PixelSpec, index: LargeIndex) -> int:
     return sum(shard.rows * row_bytes(pixels.height, pixels.width, shard.channels) for shard in shards)
 
 
-def _read_large(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None) -> LargeIndex:
-    """As ``read_segments``, on disk."""
-    return large_index.resolve(_each_large(datasets, dataset, segments, cache))
-
-
-def _each_large(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None) -> list[LargeIndex]:
-    """What each segment says, on disk."""
-    each = (_segment_bytes(datasets, dataset, segment, cache) for segment in segments)
-    parts = ((dataset_index.scan(data, SCHEMA.names), dataset_index.shards_of(data)) for data in each)
-    return large_index.all_on_disk(cache, parts, len(segments))
-
-
-def _read_segment(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> Index:
-    return dataset_index.decode(_segment_bytes(datasets, dataset, segment, cache))
-
-
-def _segment_bytes(datasets: Store, dataset: str, segment: Segment, cache: Path | None) -> bytes:
-    fetch = partial(datasets.get_verified, _segment_key(dataset, segment.sha256), segment.sha256)
-    return file_cache.read(cache, segment.sha256, fetch)
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A segment that is not stored yet."""
-
-    data: bytes
-    rows: int
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-
-def _encoded(index: LargeIndex) -> _Encoded:
-    return _Encoded(dataset_index.encode_parts(index.rows, index.shards), len(index.rows))
-
-
-def _write_segment(datasets: Store, dataset: str, encoded: _Encoded, cache: Path | None) -> Segment:
-    segment = Segment(sha256=encoded.sha256, rows=encoded.rows, size=len(encoded.data))
-    datasets.write_once(_segment_key(dataset, segment.sha256), encoded.data)
-    file_cache.write(cache, encoded.data)
-    return segment
-
-
 def _point(datasets: Store, version: DatasetVersion, change: LargeIndex | None, cache: Path | None) -> None:
     """Let the pointer name ``version``; nothing is written where it says that already."""
-    encoded = None if change is None else _encoded(change)
+    extra = None if change is None else index_segments.encoded(change)
     now = read_latest(datasets, version.dataset)
-    if now and now.version == version.version and (encoded and encoded.sha256) == (now.extra and now.extra.sha256):
+    if now and now.version == version.version and now.extra == (extra and extra.segment):
         return
-    if change is None or encoded is None:
+    if change is None or extra is None:
         _move_pointer(datasets, version, None)
         return
-    extra = _write_segment(datasets, version.dataset, encoded, cache)
+    index_segments.write(datasets, version.dataset, extra, cache)
     with hold(datasets, version.dataset) as lease:
-        _refuse_missing(datasets, version.dataset, (extra,), change)
+        _refuse_missing(datasets, version.dataset, (extra.segment,), change)
         lease.check()
-        _move_pointer(datasets, version, extra)
+        _move_pointer(datasets, version, extra.segment)
 
 
 def _move_pointer(datasets: Store, version: DatasetVersion, extra: Segment | None) -> None:
@@ -395,7 +294,3 @@ def _manifest_key(dataset: str, version: str) -> str:
 
 def _latest_key(dataset: str) -> str:
     return f"{dataset}/latest.json"
-
-
-def _segment_key(dataset: str, sha256: str) -> str:
-    return f"{dataset}/index/{sha256}.parquet"

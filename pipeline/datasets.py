@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import dataset_versions, freed_memory
+from pipeline import dataset_versions, freed_memory, index_segments
 from pipeline.artifacts import DatasetVersion, Split
 from pipeline.dataset_index import Column, digests_of, pc, values
 from pipeline.dataset_versions import DatasetManifest, read_manifest
@@ -104,7 +104,7 @@ def read_index(datasets: Store, version: DatasetVersion) -> pa.Table:
         Corrupted: a part of it was altered.
     """
     manifest = read_manifest(datasets, version.dataset, version.version)
-    return dataset_versions.read_segments(datasets, version.dataset, manifest.segments).rows
+    return index_segments.read(datasets, version.dataset, manifest.segments).rows
 
 
 def split_digests(datasets: Store, version: DatasetVersion, split: Split) -> set[bytes]:
@@ -191,7 +191,7 @@ def _images_of(datasets: Store, version: DatasetVersion, split: Split | None, *m
     columns = ["digest", "label", "shard", "row", *more]
     manifest = read_manifest(datasets, version.dataset, version.version)
     classes = pa.array(version.classes, pa.string())
-    scanned = dataset_versions.scan_rows(datasets, version.dataset, manifest.segments, [*columns, "split"])
+    scanned = index_segments.scan(datasets, version.dataset, manifest.segments, [*columns, "split"])
     parts = (_chosen(rows.filter(_in_split(rows, split)).select(columns), classes) for rows in scanned)
     return _distinct(pa.concat_tables(parts).unify_dictionaries())
 

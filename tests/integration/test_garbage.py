@@ -30,6 +30,7 @@ from pipeline import (
     dataset_versions,
     datasets,
     garbage,
+    index_segments,
     packing,
     registry,
     train,
@@ -225,7 +226,7 @@ def test_nothing_is_left_behind_for_ever(
     monkeypatch.setattr(garbage, "TTL_S", 0.3)
     monkeypatch.setattr(packing, "CHUNK_IMAGES", 10)
     monkeypatch.setattr(compaction, "COPIED_SHARE", 10.0)
-    monkeypatch.setattr(dataset_versions, "MERGED_SHARE", 10.0)
+    monkeypatch.setattr(index_segments, "MERGED_SHARE", 10.0)
     put_pictures(zones, range(60))
     counts, removed = [], 0
     for cycle in range(CYCLES):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from pipeline import dataset_index, dataset_versions
+from pipeline import dataset_index, dataset_versions, index_segments
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig
 from pipeline.dataset_index import SCHEMA, Index
 from pipeline.errors import Corrupted, NotFound
@@ -128,7 +128,7 @@ def test_many_additions_and_removals(
     datasets: Store, monkeypatch: pytest.MonkeyPatch, share: float, fewest: int, most: int
 ) -> None:
     """After 40 changes the index is right, however many of its segments were merged on the way."""
-    monkeypatch.setattr(dataset_versions, "MERGED_SHARE", share)
+    monkeypatch.setattr(index_segments, "MERGED_SHARE", share)
     numbers = list(range(200))
     publish(datasets, 0, index(datasets, *numbers).changed(dataset_index.without_locations))
     for step in range(1, 41):
@@ -186,22 +186,3 @@ def test_a_version_that_is_not_there(datasets: Store) -> None:
     """Reading a manifest that nobody wrote is NotFound."""
     with pytest.raises(NotFound, match="'cats' has no version 'nope'"):
         dataset_versions.read_manifest(datasets, "cats", "nope")
-
-
-def test_rows_are_scanned_as_they_are_read(datasets: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few rows at a time, newer segments still override older ones, and keys that are gone stay away."""
-    monkeypatch.setattr(dataset_index, "ROWS_AT_ONCE", 3)
-    states = [(*range(1, 30),), (*range(5, 33),), (*range(1, 20), 40), (2, 41)]
-    segments = 0
-    for name, numbers in enumerate(states, 1):
-        before = dataset_versions.read_prepared(datasets, "cats")
-        of = index(datasets, *numbers)
-        dataset_versions.publish(datasets, version(name), CONFIG, of, before=before)
-        manifest = dataset_versions.read_manifest(datasets, "cats", f"{name:016x}")
-        scanned = pa.concat_tables(
-            dataset_versions.scan_rows(datasets, "cats", manifest.segments, ["key", "digest", "row", "split"])
-        ).sort_by("key")
-        read = dataset_versions.read_segments(datasets, "cats", manifest.segments).rows
-        assert scanned.equals(read.select(scanned.column_names))
-        segments = max(segments, len(manifest.segments))
-    assert segments > 1

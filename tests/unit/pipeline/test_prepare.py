@@ -13,7 +13,7 @@ import synthetic
 from mortal_store import KilledError, MortalStore
 from obstore.store import MemoryStore
 
-from pipeline import compaction, dataset_versions, datasets, images, packing, quarantine
+from pipeline import compaction, dataset_versions, datasets, images, index_segments, packing, quarantine
 from pipeline.artifacts import DatasetVersion, PrepareConfig
 from pipeline.errors import DatasetRejected, InvalidInput, NotFound
 from pipeline.packing import Chunk, PackedChunk
@@ -319,7 +319,7 @@ def test_killed_at_any_write(zones: Zones, monkeypatch: pytest.MonkeyPatch, afte
     """Whatever write is the last one, all versions that are there load, and the next preparation puts all right."""
     monkeypatch.setattr(packing, "CHUNK_IMAGES", 10)
     monkeypatch.setattr(compaction, "COPIED_SHARE", 10.0)
-    monkeypatch.setattr(dataset_versions, "MERGED_SHARE", 10.0)
+    monkeypatch.setattr(index_segments, "MERGED_SHARE", 10.0)
     monkeypatch.setattr(dataset_versions, "LEASE_TTL_S", 0.5)  # this process lives on after it was "killed"
     first = prepare(zones, "cats", CONFIG).version
     objects = {found.key: zones.datasets.get(found.key) for found in zones.datasets.listing()}
@@ -372,7 +372,7 @@ def test_any_route_to_the_same_content_gives_the_same_version(seed: int, monkeyp
     whether shards and segments are merged as often as they can be, or never.
     """
     monkeypatch.setattr(compaction, "COPIED_SHARE", 10.0 * (seed % 2))
-    monkeypatch.setattr(dataset_versions, "MERGED_SHARE", 10.0 * (seed % 2))
+    monkeypatch.setattr(index_segments, "MERGED_SHARE", 10.0 * (seed % 2))
     rng = random.Random(seed)
     zones = synthetic.memory_zones()
     synthetic.put_classes(zones, "cats", 12)
