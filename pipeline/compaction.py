@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import PixelSpec
-from pipeline.dataset_index import SCHEMA, Index, merge_window, pc, values
+from pipeline.dataset_index import SCHEMA, merge_window, pc, values
 from pipeline.large_index import LargeIndex
 from pipeline.shards import SHARD_BYTES, Shard, ShardWriter, read_shard, row_bytes
 from pipeline.store import Store
@@ -41,8 +41,8 @@ def compact(datasets: Store, dataset: str, pixels: PixelSpec, index: LargeIndex)
 def live_rows(index: LargeIndex) -> dict[bytes, NDArray[np.int32]]:
     """By shard, which of its rows, ascending, hold an image that some key still has."""
     live: dict[bytes, NDArray[np.int32]] = {}
-    for part in index:
-        located = part.rows.filter(pc.is_valid(part.rows["shard"]))
+    for part in index.rows:
+        located = part.filter(pc.is_valid(part["shard"]))
         row, shard = located["row"].to_numpy(), located["shard"].combine_chunks().dictionary_encode()
         for code, name in enumerate(values(shard.dictionary)):
             live[name] = np.union1d(live.get(name, row[:0]), row[shard.indices.to_numpy() == code])
@@ -71,11 +71,10 @@ def _places(writer: ShardWriter) -> pa.Table:
     return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
 
 
-def _relocated(index: Index, moved: pa.Table) -> Index:
-    """``index`` with the places of the images that were copied."""
-    place = pc.index_in(index.rows["digest"], value_set=moved["digest"].combine_chunks(), skip_nulls=True)
-    rows = index.rows
+def _relocated(rows: pa.Table, moved: pa.Table) -> pa.Table:
+    """The rows with the places of the images that were copied."""
+    place = pc.index_in(rows["digest"], value_set=moved["digest"].combine_chunks(), skip_nulls=True)
     for name in ("shard", "row"):
         column = pc.if_else(pc.is_valid(place), moved[name].take(place), rows[name])
         rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-    return Index(rows, index.shards)
+    return rows

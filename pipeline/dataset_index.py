@@ -6,6 +6,8 @@
 - A row holds facts about an object (key, etag, size → digest, width, height, channels, shard and row of its pixels, or
   the reason why it cannot be read), which stay true while key, etag and size do, and what one version made of it: label
   and split, both null where the version leaves it out. Unreadable keys have rows too, so that they are not read again.
+- What follows from rows is decided here by functions of tables; ``large_index`` calls them with the rows of a range of
+  keys at a time.
 - A segment carries, in its file metadata, the shards that its rows name, so that any segment can be read by itself.
 """
 
@@ -51,19 +53,18 @@ ROWS_TOGETHER = 4_096
 """In a row group of a segment: more would only take more memory while it is written."""
 PLACE = ("width", "height", "channels", "shard", "row")
 """What is known of an image, whatever its key."""
-LOCATED = ("etag", "size", "digest", *PLACE)
 DICTIONARIES: Any = ["reason", "width", "height", "channels", "shard", "label", "split"]
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Rows (a table of ``SCHEMA``) and, by name, the shards that they point into."""
+    """What a segment holds: rows (a table of ``SCHEMA``) and, by name, the shards that they point into."""
 
     rows: pa.Table
     shards: Mapping[bytes, Shard]
 
 
-NOTHING = Index(SCHEMA.empty_table(), {})
+NOTHING = SCHEMA.empty_table()
 
 
 def values(column: Column) -> list[Any]:
@@ -135,17 +136,16 @@ def scan(data: bytes, columns: Sequence[str]) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([rows]).select(list(columns)).cast(schema)
 
 
-def resolve(segments: Iterable[Index], *, keep_gone: bool = False) -> Index:
-    """What the segments say together: the last row of each key, by key; rows of gone keys only with ``keep_gone``."""
-    parts = list(segments)
-    rows = pa.concat_tables([NOTHING.rows, *(part.rows for part in parts if len(part.rows))])
+def resolve(segments: Iterable[pa.Table], *, keep_gone: bool = False) -> pa.Table:
+    """What rows of segments say together: the last one of each key, by key; of gone keys only with ``keep_gone``."""
+    rows = pa.concat_tables([NOTHING, *(part for part in segments if len(part))])
     if not _in_order(rows["key"]):
         numbered = pa.table({"key": rows["key"], "number": np.arange(len(rows))})
         last = numbered.group_by("key").aggregate([("number", "max")]).sort_by("key")
         rows = rows.take(last["number_max"])
     if not keep_gone and rows["etag"].null_count:
         rows = rows.filter(pc.is_valid(rows["etag"]))
-    return Index(rows.combine_chunks(), {name: shard for part in parts for name, shard in part.shards.items()})
+    return rows.combine_chunks()
 
 
 def _in_order(keys: Column) -> bool:
@@ -166,66 +166,62 @@ def aligned(table: pa.Table, keys: Column) -> pa.Table:
     return table.take(pc.index_in(keys, value_set=table["key"].combine_chunks()))
 
 
-def difference(before: Index, after: Index) -> Index:
+def difference(before: pa.Table, after: pa.Table) -> pa.Table:
     """The segment that turns ``before`` into ``after``: changed and new rows, and one for each key that is gone."""
-    if not len(before.rows):
-        in_order = _in_order(after.rows["key"])
-        return Index(after.rows if in_order else after.rows.sort_by("key"), after.shards)
-    old = aligned(before.rows, after.rows["key"])
-    same: Column = pa.array([True] * len(after.rows), pa.bool_())
+    if not len(before):
+        return after if _in_order(after["key"]) else after.sort_by("key")
+    old = aligned(before, after["key"])
+    same: Column = pa.array([True] * len(after), pa.bool_())
     for column in SCHEMA.names:
-        same = pc.and_(same, _equal(old[column], after.rows[column]))
-    gone = before.rows["key"].filter(pc.invert(pc.is_in(before.rows["key"], value_set=_array(after.rows["key"]))))
+        same = pc.and_(same, _equal(old[column], after[column]))
+    gone = before["key"].filter(pc.invert(pc.is_in(before["key"], value_set=_array(after["key"]))))
     nothing = {field.name: pa.nulls(len(gone), field.type) for field in SCHEMA}
     removed = pa.table({**nothing, "key": gone}, schema=SCHEMA)
-    rows = pa.concat_tables([after.rows.filter(pc.invert(same)), removed]).sort_by("key")
-    return Index(rows.combine_chunks(), after.shards)
+    return pa.concat_tables([after.filter(pc.invert(same)), removed]).sort_by("key").combine_chunks()
 
 
-def unchanged(index: Index, listing: pa.Table) -> Index:
+def unchanged(rows: pa.Table, listing: pa.Table) -> pa.Table:
     """The rows whose key, etag and size are those of ``listing`` (columns key, etag, size)."""
-    now = aligned(listing, index.rows["key"])
-    same = pc.and_(_equal(now["etag"], index.rows["etag"]), _equal(now["size"], index.rows["size"]))
-    told: Column = pc.not_equal(index.rows["etag"], pa.scalar(b"", pa.binary()))
-    return Index(index.rows.filter(pc.and_(same, pc.fill_null(told, False))).combine_chunks(), index.shards)
+    now = aligned(listing, rows["key"])
+    same = pc.and_(_equal(now["etag"], rows["etag"]), _equal(now["size"], rows["size"]))
+    told: Column = pc.not_equal(rows["etag"], pa.scalar(b"", pa.binary()))
+    return rows.filter(pc.and_(same, pc.fill_null(told, False))).combine_chunks()
 
 
-def located_rows(*indexes: Index, columns: Sequence[str] = LOCATED) -> pa.Table:
-    """Some columns of all rows that point into a shard, in the order of these places."""
-    rows = pa.concat_tables([index.rows.select([*columns]) for index in indexes])
-    return rows.filter(pc.is_valid(rows["shard"])).sort_by([("shard", "ascending"), ("row", "ascending")])
+def located(rows: pa.Table) -> pa.Table:
+    """Digest and place (``PLACE``) of all rows that point into a shard."""
+    return rows.filter(pc.is_valid(rows["shard"])).select(["digest", *PLACE])
 
 
-def share_locations(index: Index, others: Index) -> Index:
-    """Every row of an image with one size, channels, shard and row, if a row of its digest here or there has them."""
-    located = located_rows(index, others, columns=("digest", *PLACE))
-    first = pc.index_in(index.rows["digest"], value_set=_array(located["digest"]), skip_nulls=True)
+def share_locations(rows: pa.Table, others: pa.Table) -> pa.Table:
+    """Every row of an image with the first place that a row of its digest has, here or in ``others``."""
+    places = pa.concat_tables([located(rows), located(others)])
+    places = places.sort_by([("shard", "ascending"), ("row", "ascending")])
+    first = pc.index_in(rows["digest"], value_set=_array(places["digest"]), skip_nulls=True)
     found = pc.is_valid(first)
-    rows = index.rows
     for column in PLACE:
-        shared = pc.if_else(found, located[column].take(first), rows[column])
+        shared = pc.if_else(found, places[column].take(first), rows[column])
         rows = rows.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), shared)
-    return Index(rows, {**others.shards, **index.shards})
+    return rows
 
 
-def without_locations(index: Index, where: Column | None = None) -> Index:
+def without_locations(rows: pa.Table, where: Column | None = None) -> pa.Table:
     """Rows that point into no shard, all of them or those in which ``where`` is true."""
-    rows = index.rows
     for column in ("shard", "row"):
         field = SCHEMA.field(column)
         nothing = pa.nulls(len(rows), field.type)
         kept = nothing if where is None else pc.if_else(where, nothing, rows[column])
         rows = rows.set_column(SCHEMA.get_field_index(column), field, kept)
-    return Index(rows, index.shards)
+    return rows
 
 
-def as_needed(index: Index, *, grey: bool) -> Index:
+def as_needed(rows: pa.Table, shards: Mapping[bytes, Shard], *, grey: bool) -> pa.Table:
     """Without places in shards of other channels than needed: 1 for an image stored in grey, or for all; else 3."""
-    names = list(index.shards)
-    channels = pa.array([index.shards[name].channels for name in names], pa.int8())
-    packed = channels.take(pc.index_in(index.rows["shard"], value_set=pa.array(names, pa.binary(DIGEST_BYTES))))
-    needed: Column = pa.scalar(1, pa.int8()) if grey else index.rows["channels"]
-    return without_locations(index, pc.fill_null(pc.not_equal(packed, needed), False))
+    names = list(shards)
+    channels = pa.array([shards[name].channels for name in names], pa.int8())
+    packed = channels.take(pc.index_in(rows["shard"], value_set=pa.array(names, pa.binary(DIGEST_BYTES))))
+    needed: Column = pa.scalar(1, pa.int8()) if grey else rows["channels"]
+    return without_locations(rows, pc.fill_null(pc.not_equal(packed, needed), False))
 
 
 MERGE_AT_LEAST = 4

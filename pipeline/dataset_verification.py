@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from pipeline import dataset_index, dataset_versions, index_segments, selection
 from pipeline.artifacts import DatasetVersion
-from pipeline.dataset_index import Index, digests_of, pc, values
+from pipeline.dataset_index import digests_of, pc, values
 from pipeline.errors import SafelightError, StoreUnavailable
 from pipeline.findings import Ledger, promised, verify_pointer
 from pipeline.shards import DIGEST_BYTES, shard_key
@@ -44,10 +44,10 @@ def verify_dataset(images: Store, store: Store, dataset: str, ledger: Ledger) ->
     versions = [name for name in store.folders(dataset) if dataset_versions.VERSION_ID.fullmatch(name)]
     packed = _packed_digests(store, dataset, ledger)
     listing = _listing(images, dataset)
-    prepared = _facts(dataset_index.NOTHING.rows)
+    prepared = _facts(dataset_index.NOTHING)
     for version in versions:
-        index = _checked_version(store, dataset, version, packed, ledger)
-        rows = dataset_index.unchanged(index, listing).rows
+        rows = _checked_version(store, dataset, version, packed, ledger)
+        rows = dataset_index.unchanged(rows, listing)
         prepared = _facts(pa.concat_tables([prepared, rows.select(FACTS)]))
     _verify_latest(store, dataset, ledger)
     _verify_raw_images(images, prepared, ledger)
@@ -82,21 +82,21 @@ def _digests_in(store: Store, key: str, shard: bytes, ledger: Ledger) -> NDArray
 
 def _checked_version(
     store: Store, dataset: str, name: str, packed: dict[bytes, NDArray[np.uint8]], ledger: Ledger
-) -> Index:
-    """Check a dataset version; its index, empty where that cannot be read."""
+) -> pa.Table:
+    """Check a dataset version; the rows of its index, none where that cannot be read."""
     key = f"{dataset}/{name}/manifest.json"
     ledger.count("dataset versions")
     try:
         manifest = dataset_versions.read_manifest(store, dataset, name)
-        index = index_segments.read(store, dataset, manifest.segments)
+        rows = index_segments.read(store, dataset, manifest.segments)
     except StoreUnavailable:
         raise
     except SafelightError as error:
         ledger.fault(store, key, error)
         return dataset_index.NOTHING
-    if said := _version_fault(manifest.version, index.rows, packed):
+    if said := _version_fault(manifest.version, rows, packed):
         ledger.fault(store, key, said)
-    return index
+    return rows
 
 
 def _version_fault(version: DatasetVersion, rows: pa.Table, packed: dict[bytes, NDArray[np.uint8]]) -> str | None:

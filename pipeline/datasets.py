@@ -104,7 +104,7 @@ def read_index(datasets: Store, version: DatasetVersion) -> pa.Table:
         Corrupted: a part of it was altered.
     """
     manifest = read_manifest(datasets, version.dataset, version.version)
-    return index_segments.read(datasets, version.dataset, manifest.segments).rows
+    return index_segments.read(datasets, version.dataset, manifest.segments)
 
 
 def split_digests(datasets: Store, version: DatasetVersion, split: Split) -> set[bytes]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import dataset_index, file_cache, large_index
 from pipeline.artifacts import Digest, Record
-from pipeline.dataset_index import SCHEMA, Column, Index, pc
+from pipeline.dataset_index import SCHEMA, Column, pc
 from pipeline.large_index import LargeIndex
 from pipeline.shards import shard_key
 from pipeline.store import Store
@@ -44,20 +44,20 @@ def segment_key(dataset: str, segment: Segment) -> str:
     return f"{dataset}/index/{segment.sha256}.parquet"
 
 
-def read(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None = None) -> Index:
-    """What segments say together, each overriding those before it.
+def read(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None = None) -> pa.Table:
+    """The rows (``SCHEMA``) that segments have together, each overriding those before it.
 
     Raises:
         ObjectMissing: one is gone.
         Corrupted: one was altered.
     """
     return dataset_index.resolve(
-        dataset_index.decode(_bytes_of(datasets, dataset, segment, cache)) for segment in segments
+        dataset_index.decode(_bytes_of(datasets, dataset, segment, cache)).rows for segment in segments
     )
 
 
 def read_large(datasets: Store, dataset: str, segments: Sequence[Segment], cache: Path | None) -> LargeIndex:
-    """As ``read``, on disk."""
+    """As ``read``, on disk, with the shards that the rows point into."""
     return large_index.resolve(_each_large(datasets, dataset, segments, cache))
 
 

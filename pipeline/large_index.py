@@ -6,6 +6,8 @@ under any two keys, is found by 8 bytes of each digest: they are in memory all a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import dataset_index
-from pipeline.dataset_index import NOTHING, PLACE, SCHEMA, Index, digests_of, located_rows, pc, values
+from pipeline.dataset_index import NOTHING, SCHEMA, Index, digests_of, pc, values
 from pipeline.rows_on_disk import BLOCK_ROWS, Rows, in_step, keep, keep_each
 from pipeline.shards import Shard
 
@@ -31,12 +33,11 @@ class LargeIndex:
     rows: Rows
     shards: Mapping[bytes, Shard]
 
-    def __iter__(self) -> Iterator[Index]:
-        return (Index(rows, self.shards) for rows in self.rows)
-
-    def changed(self, change: Callable[[Index], Index], shards: Mapping[bytes, Shard] | None = None) -> "LargeIndex":
-        """What ``change`` makes of it; it may change and leave out rows, but no key."""
-        rows = keep(self.rows.folder, (change(part).rows for part in self), SCHEMA)
+    def changed(
+        self, change: Callable[[pa.Table], pa.Table], shards: Mapping[bytes, Shard] | None = None
+    ) -> "LargeIndex":
+        """What ``change`` makes of its rows; it may change and leave out rows, but no key."""
+        rows = keep(self.rows.folder, map(change, self.rows), SCHEMA)
         return LargeIndex(rows, self.shards if shards is None else shards)
 
 
@@ -61,15 +62,14 @@ def all_on_disk(folder: Path | None, parts: Iterable[Part], count: int) -> list[
 def resolve(parts: Sequence[LargeIndex], *, keep_gone: bool = False) -> LargeIndex:
     """As ``dataset_index.resolve``, of one part at least."""
     steps = in_step(*(part.rows for part in parts))
-    resolved = (dataset_index.resolve([Index(rows, {}) for rows in step], keep_gone=keep_gone).rows for step in steps)
+    resolved = (dataset_index.resolve(step, keep_gone=keep_gone) for step in steps)
     shards = {name: shard for part in parts for name, shard in part.shards.items()}
     return LargeIndex(keep(parts[0].rows.folder, resolved, SCHEMA), shards)
 
 
 def unchanged(index: LargeIndex, listing: Rows) -> LargeIndex:
     """As ``dataset_index.unchanged``."""
-    steps = in_step(index.rows, listing)
-    same = (dataset_index.unchanged(Index(rows, {}), listed).rows for rows, listed in steps)
+    same = starmap(dataset_index.unchanged, in_step(index.rows, listing))
     return LargeIndex(keep(listing.folder, same, SCHEMA), index.shards)
 
 
@@ -77,8 +77,7 @@ def difference(before: LargeIndex | None, after: LargeIndex) -> LargeIndex:
     """As ``dataset_index.difference``."""
     if before is None:
         return after
-    steps = in_step(before.rows, after.rows)
-    changes = (dataset_index.difference(Index(old, {}), Index(new, {})).rows for old, new in steps)
+    changes = starmap(dataset_index.difference, in_step(before.rows, after.rows))
     return LargeIndex(keep(after.rows.folder, changes, SCHEMA), after.shards)
 
 
@@ -88,14 +87,19 @@ def share_locations(index: LargeIndex, others: LargeIndex) -> LargeIndex:
     wanted = _may_share(index, others)
     if not len(wanted):
         return LargeIndex(index.rows, shards)
-    found = [_of_images(located_rows(part, columns=("digest", *PLACE)), wanted) for part in (*index, *others)]
-    places = Index(pa.concat_tables([NOTHING.rows.select(["digest", *PLACE]), *found]), {})
-    return index.changed(lambda part: dataset_index.share_locations(part, places), shards)
+    found = [_of_images(dataset_index.located(rows), wanted) for rows in (*index.rows, *others.rows)]
+    places = pa.concat_tables([dataset_index.located(NOTHING), *found])
+    return index.changed(partial(dataset_index.share_locations, others=places), shards)
+
+
+def as_needed(index: LargeIndex, *, grey: bool) -> LargeIndex:
+    """As ``dataset_index.as_needed``."""
+    return index.changed(partial(dataset_index.as_needed, shards=index.shards, grey=grey))
 
 
 def shards_named(index: LargeIndex) -> set[bytes]:
     """Names of the shards that some row points into."""
-    return {name for part in index for name in values(part.rows["shard"].unique().drop_null())}
+    return {name for rows in index.rows for name in values(rows["shard"].unique().drop_null())}
 
 
 def prefixes(rows: pa.Table) -> NDArray[np.uint64]:

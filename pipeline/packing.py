@@ -256,7 +256,7 @@ def _rows(key: Any, etag: Any, size: Any, **columns: Any) -> pa.Table:
 
 def _chunk(dataset: str, pixels: PixelSpec, rows: pa.Table, known: Sequence[LargeIndex], *, resumable: bool) -> Chunk:
     keys, etags, sizes = (tuple(values(rows[name])) for name in ("key", "etag", "size"))
-    may_hold = {digest for index in known for part in index for digest in _may_hold(part, rows)}
+    may_hold = {digest for index in known for part in index.rows for digest in _may_hold(part, rows)}
     return Chunk(dataset, pixels, keys, etags, sizes, b"".join(sorted(may_hold)), resumable)
 
 
@@ -273,9 +273,9 @@ def _chunk_bounds(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
     return bounds
 
 
-def _may_hold(known: Index, rows: pa.Table) -> list[bytes]:
+def _may_hold(known: pa.Table, rows: pa.Table) -> list[bytes]:
     """Digests of packed images whose bytes an object of ``rows`` may hold, by what the listing says."""
-    located = known.rows.filter(pc.is_valid(known.rows["shard"]))
+    located = known.filter(pc.is_valid(known["shard"]))
     same_size = located.filter(pc.is_in(located["size"], value_set=rows["size"].combine_chunks()))
     same_etag = pc.is_in(same_size["etag"], value_set=rows["etag"].combine_chunks())
     told = pc.equal(pc.binary_length(same_size["etag"]), MD5_BYTES)

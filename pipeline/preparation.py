@@ -122,8 +122,8 @@ def without(listing: Rows, keys: Collection[str]) -> Rows:
 
 def longest_sides(index: LargeIndex) -> Iterator[int]:
     """The longest side of some images at a time, in pixels, as they are stored."""
-    for part in index:
-        longest = pc.max(pc.max_element_wise(part.rows["width"], part.rows["height"])).as_py()
+    for rows in index.rows:
+        longest = pc.max(pc.max_element_wise(rows["width"], rows["height"])).as_py()
         if longest is not None:
             yield longest
 
@@ -229,7 +229,7 @@ def _left_out(listed: pa.Table, reasons: Column, start: int, chosen: Selection) 
 
 def _prefixes_where(index: LargeIndex, column: str) -> NDArray[np.uint64]:
     """8 bytes of each digest, enough to count them, of rows in which ``column`` is not null."""
-    parts = (prefixes(part.rows.filter(pc.is_valid(part.rows[column]))) for part in index)
+    parts = (prefixes(rows.filter(pc.is_valid(rows[column]))) for rows in index.rows)
     return np.concatenate([np.empty(0, np.uint64), *parts])
 
 

@@ -35,7 +35,7 @@ from pipeline import (
     selection,
 )
 from pipeline.artifacts import DatasetVersion, PixelSpec, PrepareConfig, Record
-from pipeline.dataset_index import NOTHING, pc, values
+from pipeline.dataset_index import NOTHING, Index, pc, values
 from pipeline.dataset_versions import Prepared
 from pipeline.errors import Conflict, DatasetRejected, InvalidImage, LeaseLost
 from pipeline.large_index import LargeIndex
@@ -208,18 +208,18 @@ def summary(result: PrepareResult) -> list[str]:
 
 def _begin(zones: Zones, dataset: str, config: PrepareConfig, listing: Rows, before: Prepared | None) -> Work:
     """What is known of the listed objects, from the last preparation and from one that was killed."""
-    old = large_index.on_disk(NOTHING, listing.folder) if before is None else before.index
+    old = large_index.on_disk(Index(NOTHING, {}), listing.folder) if before is None else before.index
     facts = large_index.unchanged(old, listing)
     unknown = preparation.unknown(listing, facts)
     size = _first_size(zones, config, facts, unknown)
     target = PixelSpec(height=size, width=size, channels=1 if config.colour == "grey" else 3, fit=config.fit)
     if before and preparation.as_packed(before.manifest.version.pixels) != preparation.as_packed(target):
         old = old.changed(dataset_index.without_locations)
-    as_needed = partial(dataset_index.as_needed, grey=target.channels == 1)
-    old = old.changed(as_needed)
+    as_needed = partial(large_index.as_needed, grey=target.channels == 1)
+    old = as_needed(old)
     facts = large_index.unchanged(old, listing)
     if len(unknown):
-        left = [found.changed(as_needed) for found in _left_behind(zones, dataset, target, listing)]
+        left = map(as_needed, _left_behind(zones, dataset, target, listing))
         facts = large_index.resolve([facts, *left, packing.too_large(unknown)])
     return Work(dataset, listing, large_index.share_locations(facts, old), old, target)
 

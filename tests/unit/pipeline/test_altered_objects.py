@@ -181,7 +181,7 @@ def needed(made: Made) -> set[tuple[str, str]]:
     """Shards and index segments of the first dataset version."""
     zones = restored(made.objects)
     manifest = dataset_versions.read_manifest(zones.datasets, NAME, made.dataset.version)
-    rows = index_segments.read(zones.datasets, NAME, manifest.segments).rows
+    rows = index_segments.read(zones.datasets, NAME, manifest.segments)
     shards = {f"{NAME}/shards/{name.hex()}.safetensors" for name in rows["shard"].unique().to_pylist() if name}
     index = {f"{NAME}/index/{segment.sha256}.parquet" for segment in manifest.segments}
     return {("datasets", key) for key in shards | index}
@@ -268,7 +268,7 @@ def test_a_damaged_local_copy_is_fetched_anew(made: Made, tmp_path: Path) -> Non
     """An index segment that was altered on this machine is read from the store again."""
     zones = restored(made.objects)
     segments = datasets.read_manifest(zones.datasets, NAME, made.dataset.version).segments
-    rows = index_segments.read(zones.datasets, NAME, segments, tmp_path).rows
+    rows = index_segments.read(zones.datasets, NAME, segments, tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(flipped(path.read_bytes(), random.Random(SEED)))
-    assert index_segments.read(zones.datasets, NAME, segments, tmp_path).rows.equals(rows)
+    assert index_segments.read(zones.datasets, NAME, segments, tmp_path).equals(rows)

@@ -33,9 +33,9 @@ def row(key: str, number: int, **changed: object) -> dict[str, object]:
     } | changed
 
 
-def index(*rows: dict[str, object]) -> Index:
-    """An index of these rows."""
-    return Index(pa.Table.from_pylist(list(rows), schema=SCHEMA), SHARDS)
+def index(*rows: dict[str, object]) -> pa.Table:
+    """The rows of an index."""
+    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
 
 
 def unreadable(key: str, number: int) -> dict[str, object]:
@@ -47,15 +47,15 @@ def unreadable(key: str, number: int) -> dict[str, object]:
 contents = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 5), max_size=8)
 
 
-def of(content: dict[str, int]) -> Index:
-    """An index by key: a number stands for what a row says; some are unreadable."""
+def of(content: dict[str, int]) -> pa.Table:
+    """The rows of an index, by key: a number stands for what a row says; some are unreadable."""
     return index(*(unreadable(key, at) if at == 5 else row(key, at) for key, at in sorted(content.items())))
 
 
 @given(contents)
 def test_a_segment_says_what_was_written(content: dict[str, int]) -> None:
     """A segment decodes to equal rows, and to just the shards that they name."""
-    written = of(content)
+    written = Index(of(content), SHARDS)
     read = dataset_index.decode(dataset_index.encode(written))
     assert read.rows.equals(written.rows)
     assert read.shards == {name: SHARDS[name] for name in dataset_index.values(written.rows["shard"].unique()) if name}
@@ -69,19 +69,19 @@ def test_changes_add_up(states: list[dict[str, int]], start: int, length: int) -
     for state in states:
         segments.append(dataset_index.difference(before, of(state)))
         before = dataset_index.resolve(segments)
-        assert before.rows.equals(of(state).rows)
+        assert before.equals(of(state))
     segments[start : start + length] = [
         dataset_index.resolve(segments[start : start + length], keep_gone=start > 0),
     ]
-    assert dataset_index.resolve(segments).rows.equals(of(states[-1]).rows)
+    assert dataset_index.resolve(segments).equals(of(states[-1]))
 
 
 def test_no_change_is_an_empty_segment() -> None:
     """Rows that are equal, nulls included, are no change; one changed value is one row."""
     state = index(row("a", 1), unreadable("b", 2), row("c", 3))
-    assert len(dataset_index.difference(state, state).rows) == 0
+    assert len(dataset_index.difference(state, state)) == 0
     changed = index(row("a", 1, label="dog"), unreadable("b", 2), row("c", 3))
-    assert dataset_index.values(dataset_index.difference(state, changed).rows["key"]) == ["a"]
+    assert dataset_index.values(dataset_index.difference(state, changed)["key"]) == ["a"]
 
 
 def test_only_the_same_key_etag_and_size_is_unchanged() -> None:
@@ -95,7 +95,7 @@ def test_only_the_same_key_etag_and_size_is_unchanged() -> None:
         },
         schema=pa.schema({"key": pa.string(), "etag": pa.binary(), "size": pa.int64()}),
     )
-    assert dataset_index.values(dataset_index.unchanged(known, listing).rows["key"]) == ["a"]
+    assert dataset_index.values(dataset_index.unchanged(known, listing)["key"]) == ["a"]
 
 
 def test_keys_of_the_same_bytes_share_their_pixels() -> None:
@@ -110,13 +110,13 @@ def test_keys_of_the_same_bytes_share_their_pixels() -> None:
         row("d", 3, digest=bytes(32), **missing),
         unreadable("e", 5),
     )
-    shared = dataset_index.share_locations(known, NOTHING).rows.to_pylist()
+    shared = dataset_index.share_locations(known, NOTHING).to_pylist()
     assert [(each["shard"], each["row"], each["width"]) for each in shared] == [
         *[(early, 8, 28)] * 3,
         *[(None, None, None)] * 2,
     ]
     gone = index(row("z", 9, digest=bytes(32), shard=late, row=6))
-    assert dataset_index.values(dataset_index.share_locations(known, gone).rows["row"]) == [8, 8, 8, 6, None]
+    assert dataset_index.values(dataset_index.share_locations(known, gone)["row"]) == [8, 8, 8, 6, None]
 
 
 def test_which_rows_are_packed_in_the_wrong_colour() -> None:
@@ -129,11 +129,11 @@ def test_which_rows_are_packed_in_the_wrong_colour() -> None:
         row("d", 4, channels=3, shard=rgb),
         unreadable("e", 5),
     )
-    as_stored = dataset_index.as_needed(rows, grey=False)
-    assert dataset_index.values(as_stored.rows["shard"]) == [grey, None, None, rgb, None]
-    in_grey = dataset_index.as_needed(rows, grey=True)
-    assert dataset_index.values(in_grey.rows["row"]) == [1, None, 3, None, None]
-    assert dataset_index.values(dataset_index.without_locations(rows).rows["row"]) == [None] * 5
+    as_stored = dataset_index.as_needed(rows, SHARDS, grey=False)
+    assert dataset_index.values(as_stored["shard"]) == [grey, None, None, rgb, None]
+    in_grey = dataset_index.as_needed(rows, SHARDS, grey=True)
+    assert dataset_index.values(in_grey["row"]) == [1, None, 3, None, None]
+    assert dataset_index.values(dataset_index.without_locations(rows)["row"]) == [None] * 5
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_small_segment_is_small() -> None:
         row(f"cats/class/{number:06d}.png", 1, etag=rng.randbytes(16), digest=rng.randbytes(32), row=number)
         for number in range(1000)
     ]
-    assert len(dataset_index.encode(index(*rows[:10]))) < 3000
-    assert len(dataset_index.encode(index(*rows))) < 80_000
+    assert len(dataset_index.encode(Index(index(*rows[:10]), SHARDS))) < 3000
+    assert len(dataset_index.encode(Index(index(*rows), SHARDS))) < 80_000
 
 
 @pytest.mark.parametrize("growth", [0.0001, 0.001, 0.01, 0.1])

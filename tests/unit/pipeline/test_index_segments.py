@@ -35,7 +35,7 @@ def test_rows_are_scanned_as_they_are_read(monkeypatch: pytest.MonkeyPatch, shar
         now = index(*numbers)
         change = large_index.difference(before, now)
         segments = index_segments.write_change(datasets, "cats", segments, change, pixel_bytes=0, cache=None)
-        read = index_segments.read(datasets, "cats", segments).rows
+        read = index_segments.read(datasets, "cats", segments)
         assert read.equals(pa.concat_tables(now.rows).combine_chunks())
         scanned = index_segments.scan(datasets, "cats", segments, ["key", "digest", "row", "split"])
         together = pa.concat_tables(scanned).sort_by("key")

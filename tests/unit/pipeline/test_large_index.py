@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import dataset_index, large_index
-from pipeline.dataset_index import NOTHING, SCHEMA, Index
+from pipeline.dataset_index import NOTHING, SCHEMA
 from pipeline.large_index import LargeIndex, all_on_disk
 from pipeline.rows_on_disk import keep
 from pipeline.shards import Shard
@@ -21,20 +21,20 @@ places = st.dictionaries(
 )
 
 
-def index(rows: dict[str, dict[str, object]]) -> Index:
-    """An index by key."""
+def index(rows: dict[str, dict[str, object]]) -> pa.Table:
+    """The rows of an index, by key."""
     nothing = dict.fromkeys(SCHEMA.names)
     listed = [nothing | {"key": key, "etag": b"e", "size": 1} | rows[key] for key in sorted(rows)]
-    return Index(pa.Table.from_pylist(listed, schema=SCHEMA), SHARDS)
+    return pa.Table.from_pylist(listed, schema=SCHEMA)
 
 
-def of(state: dict[str, int]) -> Index:
-    """An index in which a number stands for what a row says; 0 is a key that is gone."""
+def of(state: dict[str, int]) -> pa.Table:
+    """Rows in which a number stands for what a row says; 0 is a key that is gone."""
     return index({key: {"etag": bytes([number]) if number else None, "size": number} for key, number in state.items()})
 
 
-def placed(state: dict[str, tuple[int, int, int]]) -> Index:
-    """An index of (image, shard or -1 for none, row)."""
+def placed(state: dict[str, tuple[int, int, int]]) -> pa.Table:
+    """Rows of (image, shard or -1 for none, row)."""
     return index(
         {
             key: {
@@ -48,14 +48,14 @@ def placed(state: dict[str, tuple[int, int, int]]) -> Index:
     )
 
 
-def large(*indexes: Index) -> list[LargeIndex]:
+def large(*tables: pa.Table) -> list[LargeIndex]:
     """The same on disk, two rows in a block."""
-    return [LargeIndex(keep(None, [each.rows], SCHEMA, block_rows=2), each.shards) for each in indexes]
+    return [LargeIndex(keep(None, [each], SCHEMA, block_rows=2), SHARDS) for each in tables]
 
 
 def rows(of: LargeIndex) -> pa.Table:
     """All rows, in memory."""
-    return pa.concat_tables([NOTHING.rows, *of.rows]).combine_chunks()
+    return pa.concat_tables([NOTHING, *of.rows]).combine_chunks()
 
 
 @given(st.lists(states, min_size=1, max_size=5), st.booleans())
@@ -63,9 +63,9 @@ def test_segments_are_resolved(found: list[dict[str, int]], keep_gone: bool) -> 
     """The last row of each key counts, and rows of gone keys only where they are asked for."""
     parts = [of(state) for state in found]
     expected = dataset_index.resolve(parts, keep_gone=keep_gone)
-    assert rows(large_index.resolve(large(*parts), keep_gone=keep_gone)).equals(expected.rows)
-    together = all_on_disk(None, (([part.rows], part.shards) for part in parts), len(parts))
-    assert rows(large_index.resolve(together, keep_gone=keep_gone)).equals(expected.rows)
+    assert rows(large_index.resolve(large(*parts), keep_gone=keep_gone)).equals(expected)
+    together = all_on_disk(None, (([part], SHARDS) for part in parts), len(parts))
+    assert rows(large_index.resolve(together, keep_gone=keep_gone)).equals(expected)
 
 
 @given(states, states)
@@ -73,16 +73,16 @@ def test_changes_are_found(before: dict[str, int], after: dict[str, int]) -> Non
     """What turns one index into another is the same segment."""
     old, new = of(before), of({key: number or 1 for key, number in after.items()})
     expected = dataset_index.difference(old, new)
-    assert rows(large_index.difference(*large(old, new))).equals(expected.rows)
+    assert rows(large_index.difference(*large(old, new))).equals(expected)
 
 
 @given(states, states)
 def test_what_is_unchanged_stays_known(known: dict[str, int], listed: dict[str, int]) -> None:
     """Rows of listed keys stay where etag and size are as they were."""
-    listing = of({key: number or 1 for key, number in listed.items()}).rows.select(LISTED.names)
+    listing = of({key: number or 1 for key, number in listed.items()}).select(LISTED.names)
     expected = dataset_index.unchanged(of(known), listing)
     on_disk = keep(None, [listing], LISTED, block_rows=2)
-    assert rows(large_index.unchanged(*large(of(known)), on_disk)).equals(expected.rows)
+    assert rows(large_index.unchanged(*large(of(known)), on_disk)).equals(expected)
 
 
 @given(places, places)
@@ -90,5 +90,5 @@ def test_places_are_shared(own: dict[str, tuple[int, int, int]], others: dict[st
     """Of equal bytes under any two keys, here or there, all rows get the first place, and only they change."""
     expected = dataset_index.share_locations(placed(own), placed(others))
     shared = large_index.share_locations(*large(placed(own), placed(others)))
-    assert rows(shared).equals(expected.rows)
-    assert shared.shards == expected.shards
+    assert rows(shared).equals(expected)
+    assert shared.shards == SHARDS

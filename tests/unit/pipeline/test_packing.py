@@ -95,8 +95,8 @@ def _index(*rows: dict[str, object]) -> LargeIndex:
 
 def test_too_large_objects_are_told_from_the_listing() -> None:
     """An object over the limit gets a reason without being read; one at the limit does not."""
-    (found,) = packing.too_large(wanted(("a", MD5, MAX_BYTES), ("b", MD5, MAX_BYTES + 1)))
-    rows = found.rows.to_pylist()
+    (found,) = packing.too_large(wanted(("a", MD5, MAX_BYTES), ("b", MD5, MAX_BYTES + 1))).rows
+    rows = found.to_pylist()
     assert [row["key"] for row in rows] == ["b"]
     assert rows[0]["reason"].startswith("too large")
 
