@@ -19,9 +19,9 @@ from pipeline import dataset_index, dataset_versions, index_segments, selection
 from pipeline.artifacts import DatasetVersion
 from pipeline.dataset_index import digests_of, pc, values
 from pipeline.errors import SafelightError, StoreUnavailable
-from pipeline.findings import Ledger, promised, verify_pointer
+from pipeline.findings import Ledger, verify_pointer
 from pipeline.shards import DIGEST_BYTES, shard_key
-from pipeline.store import Store
+from pipeline.store import Store, promised
 
 NAMED_BY_DIGEST = re.compile(r"[^/]+/(?P<kind>shards|index|quarantine)/(?P<digest>[0-9a-f]{16,64})\.[a-z]+")
 LISTING: dict[str, Any] = {"key": pa.string(), "etag": pa.binary(), "size": pa.int64()}
@@ -84,7 +84,7 @@ def _checked_version(
     store: Store, dataset: str, name: str, packed: dict[bytes, NDArray[np.uint8]], ledger: Ledger
 ) -> pa.Table:
     """Check a dataset version; the rows of its index, none where that cannot be read."""
-    key = f"{dataset}/{name}/manifest.json"
+    key = dataset_versions.manifest_key(dataset, name)
     ledger.count("dataset versions")
     try:
         manifest = dataset_versions.read_manifest(store, dataset, name)
@@ -125,7 +125,7 @@ def _is_packed(packed: dict[bytes, NDArray[np.uint8]], shard: bytes, row: int, d
 
 
 def _verify_latest(store: Store, dataset: str, ledger: Ledger) -> None:
-    key = f"{dataset}/latest.json"
+    key = dataset_versions.latest_key(dataset)
 
     def fault() -> str | None:
         latest = dataset_versions.read_latest(store, dataset)

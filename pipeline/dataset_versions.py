@@ -86,6 +86,16 @@ class Prepared:
     index: LargeIndex
 
 
+def manifest_key(dataset: str, version: str) -> str:
+    """Where the manifest of a version is, in the datasets zone."""
+    return f"{dataset}/{version}/manifest.json"
+
+
+def latest_key(dataset: str) -> str:
+    """Where the pointer to the newest version is, in the datasets zone."""
+    return f"{dataset}/latest.json"
+
+
 def read_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifest:
     """The manifest of a version.
 
@@ -105,7 +115,7 @@ def find_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifes
     Raises:
         Corrupted: it was altered, or another release of Safelight wrote it.
     """
-    key = _manifest_key(dataset, version)
+    key = manifest_key(dataset, version)
     data = datasets.get_if_present(key)
     try:
         return None if data is None else unsealed(DatasetManifest, data, key)
@@ -118,7 +128,7 @@ def find_manifest(datasets: Store, dataset: str, version: str) -> DatasetManifes
 
 def read_latest(datasets: Store, dataset: str) -> Latest | None:
     """The pointer to the newest version; None if nothing was prepared, or not by this release."""
-    key = _latest_key(dataset)
+    key = latest_key(dataset)
     data = datasets.get_if_present(key)
     try:
         return None if data is None else unsealed(Latest, data, key)
@@ -175,7 +185,7 @@ def publish(
         except (Corrupted, ObjectMissing):
             _refuse_missing(datasets, version.dataset, before.segments if before else (), index)
             raise
-        key = _manifest_key(version.dataset, version.version)
+        key = manifest_key(version.dataset, version.version)
         manifest = DatasetManifest(version=version, created_at=utc_now(), config=config, segments=segments)
         # Compact: a manifest is written anew for every version, and most of it is digests.
         ours = sealed(manifest, key, compact=True)
@@ -205,8 +215,8 @@ def named_keys(datasets: Store, dataset: str, cache: Path | None = None) -> set[
         ObjectMissing: a segment is gone.
     """
     latest = read_latest(datasets, dataset)
-    if latest is None and datasets.head(_latest_key(dataset)) is not None:
-        raise Corrupted(f"{datasets.url}/{_latest_key(dataset)} cannot be read: prepare the dataset again.")
+    if latest is None and datasets.head(latest_key(dataset)) is not None:
+        raise Corrupted(f"{datasets.url}/{latest_key(dataset)} cannot be read: prepare the dataset again.")
     named = {latest.extra} if latest and latest.extra else set()
     for folder in filter(VERSION_ID.fullmatch, datasets.folders(dataset)):
         manifest = find_manifest(datasets, dataset, folder)
@@ -277,7 +287,7 @@ def _point(datasets: Store, version: DatasetVersion, change: LargeIndex | None, 
 
 def _move_pointer(datasets: Store, version: DatasetVersion, extra: Segment | None) -> None:
     wanted = Latest(version=version.version, extra=extra, changed_at=utc_now(), nonce=secrets.token_hex(8))
-    key = _latest_key(version.dataset)
+    key = latest_key(version.dataset)
     for _ in range(POINTER_ATTEMPTS):
         found = datasets.head(key)
         try:
@@ -286,11 +296,3 @@ def _move_pointer(datasets: Store, version: DatasetVersion, extra: Segment | Non
             continue
         return
     raise StoreUnavailable(f"{datasets.url}/{key} could not be changed: too many preparations at once; try again.")
-
-
-def _manifest_key(dataset: str, version: str) -> str:
-    return f"{dataset}/{version}/manifest.json"
-
-
-def _latest_key(dataset: str) -> str:
-    return f"{dataset}/latest.json"

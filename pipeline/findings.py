@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from pipeline.errors import SafelightError, StoreUnavailable
 from pipeline.progress import OnProgress, Progress
-from pipeline.store import Store, StoredObject
+from pipeline.store import Store
 
-UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 READINGS = 5
 """How often a pointer is read again that moved while what it pointed at was looked for."""
 
@@ -31,11 +29,6 @@ class Ledger:
         """``key`` is broken, unless what names it has been deleted meanwhile: then it was on its way out."""
         if store.head(named_by or key) is not None:
             self.broken.setdefault(f"{store.url}/{key}", str(fault).removeprefix(f"{store.url}/{key} ").rstrip("."))
-
-
-def promised(key: str, size: int) -> StoredObject:
-    """An object of so many bytes as a record names it, to be read by ``Store.read_many``."""
-    return StoredObject(key, size, "", UNKNOWN_TIME)
 
 
 def verify_pointer(store: Store, key: str, fault: Callable[[], str | None], ledger: Ledger) -> None:

@@ -13,7 +13,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,12 +20,10 @@ from pipeline.artifacts import Name, Split
 from pipeline.errors import InvalidInput, NotFound
 from pipeline.images import claims_to_be_image
 from pipeline.labels_table import LABELS, read_labels, settle_labels
-from pipeline.store import Store, StoredObject
+from pipeline.store import Store, StoredObject, promised
 
 UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff\ufffe\uffff]|%(?=[0-9A-Fa-f]{2})")
 SYSTEM_NAMES = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
-
-UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 
 KEY_BYTES = 1024
 """What S3 allows for a whole key."""
@@ -137,8 +134,7 @@ def read_raw(images: Store, keys: Iterable[str], sizes: Iterable[int]) -> Iterat
         keys: whose bytes.
         sizes: what the listing said of each, in bytes.
     """
-    listed = zip(keys, sizes, strict=True)
-    for _, data in images.read_many(StoredObject(key, size, "", UNKNOWN_TIME) for key, size in listed):
+    for _, data in images.read_many(promised(key, size) for key, size in zip(keys, sizes, strict=True)):
         yield data
 
 

@@ -136,6 +136,15 @@ def keep_each(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """A block whose rows are in order, and its first and last key."""
+
+    first: str
+    last: str
+    block: _Block
+
+
 class Sorter:
     """Tables in any order become one, by key.
 
@@ -145,23 +154,23 @@ class Sorter:
     def __init__(self, folder: Path | None, schema: pa.Schema) -> None:
         self._schema = schema
         self._file = _File(folder)
-        self._blocks: list[tuple[str, str, _Block]] = []
+        self._blocks: list[_Sorted] = []
 
     def add(self, table: pa.Table) -> None:
         """Take some rows, a few thousand."""
         for rows in _in_blocks([table.sort_by("key")], BLOCK_ROWS):
-            self._blocks.append((rows["key"][0].as_py(), rows["key"][-1].as_py(), _written(self._file, rows)))
+            self._blocks.append(_Sorted(rows["key"][0].as_py(), rows["key"][-1].as_py(), _written(self._file, rows)))
 
     def rows(self) -> Rows:
         """All of them."""
-        runs: list[list[_Block]] = []
-        ends: list[str] = []
-        for first, last, block in sorted(self._blocks, key=operator.itemgetter(0)):
-            number = next((number for number, end in enumerate(ends) if end < first), len(runs))
-            runs[number:] = runs[number:] or [[]]
-            ends[number : number + 1] = [last]
-            runs[number].append(block)
-        tables = [Rows(self._schema, self._file, tuple(run)) for run in runs]
+        runs: list[list[_Sorted]] = []
+        for each in sorted(self._blocks, key=operator.attrgetter("first")):
+            run = next((run for run in runs if run[-1].last < each.first), None)
+            if run is None:
+                runs.append([each])
+            else:
+                run.append(each)
+        tables = [Rows(self._schema, self._file, tuple(each.block for each in run)) for run in runs]
         if len(tables) == 1:
             return tables[0]
         merged = (pa.concat_tables(step).sort_by("key") for step in in_step(*tables))

@@ -11,7 +11,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import obstore
@@ -48,6 +48,7 @@ BYTES_IN_FLIGHT = 256 << 20
 """How much ``read_many`` and ``write_many`` hold at most; one larger object still passes, alone."""
 PAGE = 1000
 """Objects of a listing in memory at once; a shorter page is the last one."""
+UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
 CONFLICT_RETRIES = 8
 """S3 may answer 409 to a conditional write that met another one; it must then be sent again."""
 
@@ -60,6 +61,11 @@ class StoredObject:
     size: int
     etag: str
     modified: datetime
+
+
+def promised(key: str, size: int) -> StoredObject:
+    """An object of so many bytes as a record names it, to be read by ``read_many``."""
+    return StoredObject(key, size, "", UNKNOWN_TIME)
 
 
 class Store:

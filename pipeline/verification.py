@@ -20,11 +20,11 @@ from pipeline.aliases import AliasState
 from pipeline.artifacts import EvaluationReport, ExportedModel, Record, StoredFile, TrainingRun
 from pipeline.dataset_verification import verify_dataset
 from pipeline.errors import SafelightError, StoreUnavailable
-from pipeline.findings import Ledger, promised, verify_pointer
+from pipeline.findings import Ledger, verify_pointer
 from pipeline.progress import OnProgress, silent
 from pipeline.registry import ModelManifest
 from pipeline.sealing import unsealed
-from pipeline.store import Store
+from pipeline.store import Store, promised
 from pipeline.zones import Zones
 
 RUN_RECORD = re.compile(

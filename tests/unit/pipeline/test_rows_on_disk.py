@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
-from pipeline.rows_on_disk import Rows, in_step, keep, keep_each
+from pipeline.rows_on_disk import Rows, Sorter, in_step, keep, keep_each
 
 SCHEMA = pa.schema({"key": pa.string(), "number": pa.int64()})
 keys = st.lists(st.text("abcé", max_size=3), unique=True).map(sorted)
@@ -49,6 +49,17 @@ def test_tables_are_read_in_step(contents: list[list[str]], block_rows: int) -> 
     assert all(ranges)
     assert all(before[-1] < after[0] for before, after in pairwise(ranges))
     assert all(len(each) <= block_rows for step in steps[:-1] for each in step)
+
+
+@given(st.lists(st.tuples(st.text("abcé", max_size=3), st.integers(0, 9)), unique_by=lambda row: row[0]))
+def test_tables_in_any_order_become_one(found: list[tuple[str, int]]) -> None:
+    """Whatever came when, and however the ranges of keys overlap, all rows are there by key."""
+    sorter = Sorter(None, SCHEMA)
+    for number in range(10):
+        if of := [key for key, at in found if at == number]:
+            sorter.add(table(of, number))
+    rows = whole(sorter.rows()).to_pylist()
+    assert rows == [{"key": key, "number": number} for key, number in sorted(found)]
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
