@@ -87,19 +87,7 @@ secrets: ## show the users and passwords of the stack in containers
 	@$(QUIET_RUN) secrets show
 
 rotate: ## replace a secret of the stack (SECRET=name, FROM=file with your own) and start anew what uses it
-	@set -e; \
-	again=$$($(QUIET_RUN) secrets $(if $(FROM),set,rotate) "$(SECRET)" <$(or $(FROM),/dev/null)); \
-	anew() { for id in $$($(COMPOSE) ps --quiet $$1); do \
-	  $(DOCKER) restart "$$id" >/dev/null; \
-	  for _ in $$(seq 120); do [ "$$($(DOCKER) inspect --format '{{.State.Health.Status}}' "$$id")" = healthy ] && break; sleep 1; done; \
-	  echo "$$1: started anew"; done; }; \
-	if [ "$(SECRET)" = database ]; then \
-	  printf '%s\n' '\set password `cat /run/secrets/safelight/password`' "ALTER ROLE safelight PASSWORD :'password';" \
-	    | $(COMPOSE) exec --no-TTY postgres psql --quiet --username safelight --set ON_ERROR_STOP=1; fi; \
-	case " $$again " in *" object-store "*) anew object-store;; esac; \
-	case "$(SECRET)" in prefect | database) ;; *) \
-	  if [ -n "$$($(COMPOSE) ps --quiet object-store)" ]; then $(QUIET_RUN) store-init; fi;; esac; \
-	for service in $$again; do [ "$$service" = object-store ] || anew "$$service"; done
+	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" pipeline/rotate-secret "$(SECRET)" "$(FROM)"
 
 test: $(VENV)/.installed-dev ## unit and integration tests, on a real object store and a real Prefect
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
