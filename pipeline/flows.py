@@ -1,8 +1,7 @@
 """The route: read ``pipeline`` and you know the whole of it. How a run behaves in Prefect is in ``prefect_runs``.
 
 - Each stage also has a flow of its own, which runs by itself against what the store holds: its parameters are names and
-  configurations, never data. ``pipeline`` runs the same tasks in one run: a flow inside a flow costs half a second, and
-  two more where SQLite refuses the server to write twice at once.
+  configurations, never data. ``pipeline`` runs the same tasks in one run: a flow inside a flow costs half a second.
 - Flows and tasks are asynchronous and coarse, and the work is done in plain threads: an empty synchronous flow costs
   more than a second, and a task per image would cost more than the images.
 - Retries sit on tasks that touch the network.

@@ -82,7 +82,8 @@ def runner_up(home: Path, server: str, env: Mapping[str, str]) -> None:
 
 
 def _start(home: Path, port: int) -> processes.Service:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = [sys.executable, "-m", "pipeline.prefect_sqlite", "server", "start"]
+    command = [*server, "--host", "127.0.0.1", "--port", str(port)]
     env = _clean(os.environ) | environ(home, f"http://127.0.0.1:{port}")
     return processes.start(home, SERVER, command, env=env, ports={"http": port})
 

@@ -138,7 +138,8 @@ def prefect_stack(home: Path, environ: Mapping[str, str]) -> Iterator[Stack]:
 def server(stack: Stack) -> Iterator["subprocess.Popen[str]"]:
     """The Prefect server's process."""
     with ExitStack() as cleanup:
-        process = stack.module("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(stack.port))
+        words = ("server", "start", "--host", "127.0.0.1", "--port", str(stack.port))
+        process = stack.module("pipeline.prefect_sqlite", *words)
         cleanup.callback(stop, process)
         stack.server = process
         until(lambda: _is_up(stack.port), START_S, "Prefect server")
