@@ -11,6 +11,7 @@ from fastapi_offline import FastAPIOffline
 
 from pipeline.store import Store
 from serving.board import Board, new_board_file
+from serving.counts import Counts
 from serving.metrics import CountedRequests, exposition
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
@@ -63,7 +64,7 @@ def create_worker_app(
     app.include_router(router)
     app.include_router(page_router(settings.model))
     answer_problems(app)
-    app.add_middleware(CountedRequests, counts=participant.board.counts(participant.seat))
+    app.add_middleware(CountedRequests, counts=Counts(participant.board.counts(participant.seat)))
     app.openapi()["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
     threads = settings.threads or share_of_cores(settings.processes)
     app.state.server = Server(
@@ -71,7 +72,7 @@ def create_worker_app(
         models,
         participant,
         Predictor(participant.live, threads, settings.top_k),
-        exposition(participant.board, settings.model),
+        exposition(participant, settings.model),
     )
     return app
 

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import SafelightError
+from serving.counts import BYTES as COUNTS
 from serving.schemas import SwapError
 
 RecordType = TypeVar("RecordType", bound=BaseModel)
@@ -30,13 +31,11 @@ RecordType = TypeVar("RecordType", bound=BaseModel)
 RECORD_BYTES: Final = 16384
 REASON_CHARS: Final = 1000
 """Of a reason that is written on the board: some of them, in whatever script, fit into a record."""
-COUNTS: Final = 256
-"""Numbers that a process counts; what each means is ``metrics``'."""
 WORD: Final = 8
 WORDS: Final = 4
 GENERATION, DEATHS, HEARTBEAT = 0, 1, 1
 """Of the words: the replica's first, then its second; of a seat's, its second."""
-SEAT_BYTES: Final = WORDS * WORD + COUNTS * WORD + RECORD_BYTES
+SEAT_BYTES: Final = WORDS * WORD + COUNTS + RECORD_BYTES
 START: Final = WORDS * WORD + RECORD_BYTES
 """Where the first seat begins; the replica's words and the agreement come before."""
 HEADER = struct.Struct("<II")
@@ -127,9 +126,9 @@ class Board:
         """Say something new. For the process on that seat alone."""
         _write(self._seats[seat][-RECORD_BYTES:], report)
 
-    def counts(self, seat: int) -> "memoryview[float]":
-        """The numbers that the process on a seat counts up."""
-        return self._seats[seat][WORDS * WORD : -RECORD_BYTES].cast("d")
+    def counts(self, seat: int) -> memoryview:
+        """Where the process on a seat counts; what lies where is ``counts``'."""
+        return self._seats[seat][WORDS * WORD : -RECORD_BYTES]
 
     def beat(self, seat: int) -> None:
         """Give a sign of life."""

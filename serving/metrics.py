@@ -1,15 +1,17 @@
 """What the server counts, as Prometheus reads it: whichever process answers a scrape tells of all of them.
 
-Each process counts on the board, which the others can read; no files, no locks, and a process that was killed leaves
-its counts to the one that takes its place. A count is made on the event loop's thread alone.
+- Counters and histograms are sums over all processes, those that died included, so they never fall. Gauges stand for
+  each process that is there, by its place (``process``), and go with it.
+- Which model answers is one series per role, so that everything else can be joined with it.
+- A counter stands at 0 before its first event: Prometheus sees an increase only where there was a value before. Classes
+  alone appear with their first image; how many there may be is bounded by ``counts``.
 """
 
-import bisect
 import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Final
 
+import psutil
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,26 +23,55 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.board import Board
+from serving import counts
+from serving.counts import Counts, Totals
+from serving.participant import Participant
 from serving.status import processes
 
-PREDICT: Final = "/predict"
-ROUTES: Final = (PREDICT, "other")
-STATUSES: Final = ("200", "304", "400", "404", "405", "413", "415", "422", "429", "500", "502", "503", "other")
-BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histogram's buckets, in seconds; the last bucket has none."""
-NUMBERS: Final = {int(status): number for number, status in enumerate(STATUSES[:-1])}
-DURATIONS: Final = len(STATUSES)
-SECONDS: Final = DURATIONS + len(BOUNDS) + 1
-PER_ROUTE: Final = SECONDS + 1
-"""Of a route's counts: the statuses come first, then the buckets, then the sum of all durations."""
+PREDICT = "/predict"
+
+COUNTERS = (
+    ("safelight_rejections", "Requests that were not, or not to their end, worked on.", "reason", counts.REJECTIONS),
+    ("safelight_model_failures", "Requests at which a model raised.", "role", counts.FAILURES),
+    ("safelight_comparisons", "Images that champion and challenger both saw.", "result", counts.COMPARED),
+)
+HISTOGRAMS = (
+    (
+        "safelight_request_seconds",
+        "From a request's header to its answer.",
+        "route",
+        counts.REQUEST_SECONDS,
+        counts.SECONDS,
+    ),
+    (
+        "safelight_stage_seconds",
+        "What a request waited, was decoded and was predicted for.",
+        "stage",
+        counts.STAGE_SECONDS,
+        counts.SECONDS,
+    ),
+    (
+        "safelight_prediction_seconds",
+        "What a model version took for a request.",
+        "role",
+        counts.PREDICTION_SECONDS,
+        counts.SECONDS,
+    ),
+    (
+        "safelight_prediction_confidence",
+        "Probability of the class that was named, per image.",
+        "role",
+        counts.CONFIDENCE,
+        counts.CONFIDENCES,
+    ),
+)
 
 
 class CountedRequests:
     """ASGI middleware that counts each request by its status, and how long it took."""
 
-    def __init__(self, app: ASGIApp, counts: "memoryview[float]") -> None:
-        """``counts`` are this process's on the board."""
+    def __init__(self, app: ASGIApp, counts: Counts) -> None:
+        """``counts`` are this process's."""
         self.app = app
         self.counts = counts
 
@@ -61,87 +92,133 @@ class CountedRequests:
         try:
             await self.app(scope, receive, noted)
         finally:
-            self._count(scope["path"], status, time.perf_counter() - begun)
-
-    def _count(self, path: str, status: int, seconds: float) -> None:
-        start = 0 if path == PREDICT else PER_ROUTE
-        counts = self.counts
-        counts[start + NUMBERS.get(status, DURATIONS - 1)] += 1
-        counts[start + DURATIONS + bisect.bisect_left(BOUNDS, seconds)] += 1
-        counts[start + SECONDS] += seconds
+            route: counts.Route = "predict" if scope["path"] == PREDICT else "other"
+            self.counts.answered(route, status, time.perf_counter() - begun)
 
 
 class Replica(Collector):
     """All processes of a replica, as metrics."""
 
-    def __init__(self, board: Board, model: str) -> None:
-        """``model`` is the name of the one that is served."""
-        self._board = board
+    def __init__(self, participant: Participant, model: str) -> None:
+        """``model`` is the name of the one that is served; ``participant`` is the process's that answers the scrape."""
+        self._participant = participant
+        self._board = participant.board
         self._model = model
 
     def collect(self) -> Iterator[Metric]:
         """Everything as it is at this moment."""
+        yield from self._live()
         yield from self._swaps()
         yield from self._processes()
-        yield from self._requests()
+        yield from _counted(Totals([self._board.counts(seat) for seat in range(self._board.seats)]))
+
+    def _live(self) -> Iterator[Metric]:
+        info = InfoMetricFamily("safelight_model", "What answers, and what it was trained on.", labels=["model"])
+        if live := self._participant.live_now():
+            trained_on = live.manifest.dataset
+            version = {"version": live.manifest.version, "role": "champion"}
+            info.add_metric(
+                [self._model], {**version, "dataset": trained_on.dataset, "dataset_version": trained_on.version}
+            )
+        yield info
 
     def _swaps(self) -> Iterator[Metric]:
         agreement = self._board.agreement()
-        name = [self._model]
-        for metric, value in (
-            (
-                CounterMetricFamily("safelight_model_swaps", "Versions that went live.", labels=["model"]),
-                agreement.swaps,
-            ),
-            (
-                CounterMetricFamily("safelight_model_swap_failures", "Tries that failed.", labels=["model"]),
-                agreement.swap_failures,
-            ),
-            (
-                GaugeMetricFamily("safelight_model_swap_failing", "1: not what the alias says.", labels=["model"]),
-                agreement.error is not None,
-            ),
-            (
-                GaugeMetricFamily("safelight_model_generation", "Which one answers.", labels=["model"]),
-                self._board.generation,
-            ),
+        for family, name, text, value in (
+            (GaugeMetricFamily, "model_live", "1: a version answers.", agreement.live.version is not None),
+            (GaugeMetricFamily, "model_generation", "Grows with each swap.", self._board.generation),
+            (GaugeMetricFamily, "model_swap_failing", "1: not what the alias says.", agreement.error is not None),
+            (CounterMetricFamily, "model_swaps", "Versions that went live.", agreement.swaps),
+            (CounterMetricFamily, "model_swap_failures", "Tries that failed.", agreement.swap_failures),
         ):
-            metric.add_metric(name, value)
+            metric = family(f"safelight_{name}", text, labels=["model"])
+            metric.add_metric([self._model], value)
             yield metric
 
     def _processes(self) -> Iterator[Metric]:
-        info = InfoMetricFamily("safelight_model", "What each process answers with.", labels=["model", "process"])
-        ready = GaugeMetricFamily("safelight_process_ready", "1: it answers as all do.", labels=["process"])
-        generation = GaugeMetricFamily("safelight_process_generation", "What it answers with.", labels=["process"])
+        info = InfoMetricFamily("safelight_process", "What each process answers with.", labels=["process"])
+        gauges = {
+            name: GaugeMetricFamily(f"safelight_{name}", text, labels=["process"])
+            for name, text in (
+                ("process_ready", "1: it answers as all do."),
+                ("process_generation", "What it answers with."),
+                ("process_silent_seconds", "Since its last sign of life."),
+                ("process_resident_memory_bytes", "What it holds of the machine's memory."),
+                ("queue_images", "Images that wait at this moment."),
+            )
+        }
         for seat, held in processes(self._board).items():
-            info.add_metric([self._model, str(seat)], {"version": held.version or "", "pid": str(held.pid)})
-            ready.add_metric([str(seat)], held.ready)
-            generation.add_metric([str(seat)], held.generation)
-        yield from (info, ready, generation)
-
-    def _requests(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily("safelight_requests", "Answered, by status.", labels=["route", "status"])
-        seconds = HistogramMetricFamily("safelight_request_seconds", "From header to answer.", labels=["route"])
-        all_counts = [self._board.counts(seat) for seat in range(self._board.seats)]
-        sums = [sum(numbers) for numbers in zip(*all_counts, strict=True)]
-        for number, route in enumerate(ROUTES):
-            own = sums[number * PER_ROUTE : (number + 1) * PER_ROUTE]
-            for status, count in zip(STATUSES, own, strict=False):
-                if count:
-                    requests.add_metric([route, status], count)
-            below = accumulate(own[DURATIONS:SECONDS])
-            buckets = list(zip([str(bound) for bound in BOUNDS] + ["+Inf"], below, strict=True))
-            seconds.add_metric([route], buckets, own[SECONDS])
-        yield from (requests, seconds)
+            process = [str(seat)]
+            info.add_metric(process, {"version": held.version or "", "pid": str(held.pid)})
+            for name, value in (
+                ("process_ready", held.ready),
+                ("process_generation", held.generation),
+                ("process_silent_seconds", self._board.silent_s(seat)),
+                ("process_resident_memory_bytes", _resident_bytes(held.pid)),
+                ("queue_images", counts.waiting(self._board.counts(seat))),
+            ):
+                if value is not None:
+                    gauges[name].add_metric(process, value)
+        yield info
+        yield from gauges.values()
+        yield CounterMetricFamily(
+            "safelight_process_deaths", "Processes that ended and were replaced.", self._board.deaths
+        )
 
 
-def exposition(board: Board, model: str) -> Callable[[str], tuple[bytes, str]]:
+def exposition(participant: Participant, model: str) -> Callable[[str], tuple[bytes, str]]:
     """What answers a scrape: from its Accept header to the text and its media type."""
     registry = CollectorRegistry()
-    registry.register(Replica(board, model))
+    registry.register(Replica(participant, model))
 
     def scraped(accept: str) -> tuple[bytes, str]:
         encode, media_type = choose_encoder(accept)
         return encode(registry), media_type
 
     return scraped
+
+
+def _counted(totals: Totals) -> Iterator[Metric]:
+    requests = CounterMetricFamily("safelight_requests", "Answered, by status.", labels=["route", "status"])
+    for route, start in counts.REQUESTS.items():
+        for status, count in totals.counts(start, counts.STATUSES).items():
+            requests.add_metric([route, status], count)
+    yield requests
+    for name, text, label, places in COUNTERS:
+        counter = CounterMetricFamily(name, text, labels=[label])
+        for group, at in places.items():
+            counter.add_metric([group], totals.count(at))
+        yield counter
+    for name, text, label, places, bounds in HISTOGRAMS:
+        histogram = HistogramMetricFamily(name, text, labels=[label])
+        for group, start in places.items():
+            histogram.add_metric([group], *_buckets(totals.histogram(start, bounds)))
+        yield histogram
+    batches = HistogramMetricFamily("safelight_batch_images", "Images that were classified together.")
+    batches.add_metric([], *_buckets(totals.histogram(counts.BATCHES, counts.SIZES)))
+    yield batches
+    yield CounterMetricFamily(
+        "safelight_prediction_log_dropped_rows", "Of the prediction log.", totals.count(counts.LOG_DROPPED)
+    )
+    yield _classes(totals)
+
+
+def _classes(totals: Totals) -> Metric:
+    predictions = CounterMetricFamily("safelight_predictions", "Images, by the class named.", labels=["role", "class"])
+    for role in counts.ROLES:
+        for label, count in totals.classes(role).items():
+            predictions.add_metric([role, label], count)
+    return predictions
+
+
+def _buckets(histogram: counts.Histogram) -> tuple[list[tuple[str, float]], float]:
+    """As Prometheus wants them: each bucket counts what the smaller ones do as well."""
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True)), histogram.sum
+
+
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return None

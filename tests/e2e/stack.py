@@ -262,7 +262,7 @@ class Stack:
     def requests_answered(self, address: str) -> float:
         """How many requests a replica has answered, as its metrics say."""
         text = httpx.get(f"http://{address}:8080/metrics", timeout=10, trust_env=False).text
-        found = re.findall(r'^safelight_requests_total\{route="/predict",status="200"\} (\S+)$', text, re.MULTILINE)
+        found = re.findall(r'^safelight_requests_total\{route="predict",status="200"\} (\S+)$', text, re.MULTILINE)
         assert "safelight_request_seconds_count" in text
         return sum(map(float, found))
 

@@ -34,7 +34,7 @@ def test_processes_flip_together_under_load(zones: Zones, zone_settings: Setting
     point_at(zones, versions[0])
     server = start(zone_settings, PROCESSES="2")
     server.wait_for(versions[0], 2)
-    before = metric(server, "safelight_requests_total", route="/predict")
+    before = metric(server, "safelight_requests_total", route="predict")
     told = []
     with traffic(server, zones, versions, CLIENTS) as seen:
         wait_until(lambda: len(seen.answers) > 10 * CLIENTS)
@@ -53,8 +53,8 @@ def test_processes_flip_together_under_load(zones: Zones, zone_settings: Setting
     for at, number in told:
         assert all(answer.number >= number for answer in seen.answers if answer.sent > at)
     assert seen.numbers == set(range(len(versions)))
-    assert metric(server, "safelight_requests_total", route="/predict", status="200") == len(seen.answers) + before
-    assert metric(server, "safelight_request_seconds_count", route="/predict") == len(seen.answers) + before
+    assert metric(server, "safelight_requests_total", route="predict", status="200") == len(seen.answers) + before
+    assert metric(server, "safelight_request_seconds_count", route="predict") == len(seen.answers) + before
     assert metric(server, "safelight_model_swaps_total") == len(versions)
     assert server.status()["generation"] == len(versions)
 
@@ -70,7 +70,7 @@ def test_a_killed_process_is_replaced_and_costs_only_its_own_requests(
     victim = server.ready()[0]
     with traffic(server, zones, versions, CLIENTS) as seen:
         wait_until(lambda: len(seen.answers) > 10 * CLIENTS)
-        counted = metric(server, "safelight_requests_total", route="/predict")
+        counted = metric(server, "safelight_requests_total", route="predict")
         point_at(zones, versions[1])
         os.kill(victim, signal.SIGKILL)
         server.wait_for(versions[1], 2)
@@ -79,7 +79,7 @@ def test_a_killed_process_is_replaced_and_costs_only_its_own_requests(
     assert not seen.wrong
     assert seen.broken <= CLIENTS
     assert victim not in server.ready()
-    assert metric(server, "safelight_requests_total", route="/predict") >= counted
+    assert metric(server, "safelight_requests_total", route="predict") >= counted
     assert f"process {victim} ended" in server.log.read_text()
 
 

@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Receive, Scope, Send
 
 from pipeline import images
-from serving.board import Board, new_board_file
-from serving.metrics import BOUNDS, CountedRequests, exposition
+from serving.counts import SECONDS, Counts
+from serving.metrics import CountedRequests, exposition
 
 PNG = images.encode_png(tiny_models.picture(5))
 
@@ -28,6 +28,11 @@ def value(text: str, name: str, **labels: str) -> float:
     return samples(text).get((name, frozenset(labels.items())), 0.0)
 
 
+def scraped(replica: ReplicaByHand, seat: int = 0) -> str:
+    """What the process on a seat answers to a scrape."""
+    return exposition(replica.participants[seat], "shapes")("")[0].decode()
+
+
 def test_every_request_is_counted_by_its_status(models: Registry, serve: Serve) -> None:
     """What was answered, refused and not found stands in the counters, and in the histogram's count."""
     models.point_at(models.register(1))
@@ -38,11 +43,11 @@ def test_every_request_is_counted_by_its_status(models: Registry, serve: Serve) 
     client.get("/nothing")
     text = client.get("/metrics").text
     for status, count in (("200", 2), ("422", 1), ("400", 1)):
-        assert value(text, "safelight_requests_total", route="/predict", status=status) == count
+        assert value(text, "safelight_requests_total", route="predict", status=status) == count
     assert value(text, "safelight_requests_total", route="other", status="404") == 1
-    assert value(text, "safelight_request_seconds_count", route="/predict") == 4
-    assert value(text, "safelight_request_seconds_bucket", route="/predict", le="+Inf") == 4
-    assert value(text, "safelight_request_seconds_sum", route="/predict") > 0
+    assert value(text, "safelight_request_seconds_count", route="predict") == 4
+    assert value(text, "safelight_request_seconds_bucket", route="predict", le="+Inf") == 4
+    assert value(text, "safelight_request_seconds_sum", route="predict") > 0
 
 
 def test_every_process_is_told_of_by_any(models: Registry) -> None:
@@ -52,15 +57,22 @@ def test_every_process_is_told_of_by_any(models: Registry) -> None:
     models.point_at(version)
     replica.look()
     for seat in range(3):
-        replica.board.counts(seat)[0] = 10 + seat
-    text = exposition(replica.board, "shapes")("")[0].decode()
+        own = Counts(replica.board.counts(seat))
+        for _ in range(seat):
+            own.answered("predict", 200, 0.1)
+        own.waiting(seat)
+    text = scraped(replica, 1)
+    trained_on = {"dataset": "shapes", "dataset_version": tiny_models.DATASET.version}
+    info = {"model": "shapes", "role": "champion", "version": version.version, **trained_on}
+    assert value(text, "safelight_model_info", **info) == 1
+    assert value(text, "safelight_model_live", model="shapes") == 1
     for seat in ("0", "1", "2"):
         pid = str(100 + int(seat))
-        labels = {"model": "shapes", "process": seat, "pid": pid, "version": version.version}
-        assert value(text, "safelight_model_info", **labels) == 1
+        assert value(text, "safelight_process_info", process=seat, pid=pid, version=version.version) == 1
+        assert value(text, "safelight_queue_images", process=seat) == int(seat)
         assert value(text, "safelight_process_ready", process=seat) == 1
         assert value(text, "safelight_process_generation", process=seat) == 1
-    assert value(text, "safelight_requests_total", route="/predict", status="200") == 33
+    assert value(text, "safelight_requests_total", route="predict", status="200") == 3
     assert value(text, "safelight_model_swaps_total", model="shapes") == 1
 
 
@@ -70,7 +82,7 @@ def test_an_empty_seat_gives_its_name_to_nobody(models: Registry) -> None:
     models.point_at(models.register(1))
     replica.look()
     replica.board.vacate(0)
-    text = exposition(replica.board, "shapes")("")[0].decode()
+    text = scraped(replica)
     ready = {dict(labels)["process"] for name, labels in samples(text) if name == "safelight_process_ready"}
     assert ready == {"1"}
 
@@ -80,7 +92,7 @@ def test_a_failed_swap_is_counted(models: Registry) -> None:
     replica = ReplicaByHand(models.models, 2)
     models.point_at(models.register(1, onnx_file=b"not a model"))
     replica.look()
-    text = exposition(replica.board, "shapes")("")[0].decode()
+    text = scraped(replica)
     assert value(text, "safelight_model_swap_failures_total", model="shapes") == 1
     assert value(text, "safelight_model_swap_failing", model="shapes") == 1
 
@@ -95,33 +107,33 @@ def test_openmetrics_is_spoken_to_who_asks_for_it(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("status", "number"), [(200, "200"), (503, "503"), (418, "other")])
-def test_a_request_lands_in_its_bucket(status: int, number: str) -> None:
+def test_a_request_lands_in_its_bucket(models: Registry, status: int, number: str) -> None:
     """The buckets are cumulative, and a status that nobody foresaw is not lost."""
-    board = Board(new_board_file(1))
+    replica = ReplicaByHand(models.models)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
         await asyncio.sleep(0.02)
         await send({"type": "http.response.start", "status": status})
 
-    asyncio.run(asked(CountedRequests(app, board.counts(0))))
-    text = exposition(board, "shapes")("")[0].decode()
-    assert value(text, "safelight_requests_total", route="/predict", status=number) == 1
-    assert value(text, "safelight_request_seconds_bucket", route="/predict", le="0.01") == 0
-    assert value(text, "safelight_request_seconds_bucket", route="/predict", le=str(BOUNDS[-1])) == 1
+    asyncio.run(asked(CountedRequests(app, Counts(replica.board.counts(0)))))
+    text = scraped(replica)
+    assert value(text, "safelight_requests_total", route="predict", status=number) == 1
+    assert value(text, "safelight_request_seconds_bucket", route="predict", le="0.01") == 0
+    assert value(text, "safelight_request_seconds_bucket", route="predict", le=str(SECONDS[-1])) == 1
 
 
-def test_an_error_that_nobody_answered_counts_as_a_500() -> None:
+def test_an_error_that_nobody_answered_counts_as_a_500(models: Registry) -> None:
     """The server will answer so."""
-    board = Board(new_board_file(1))
+    replica = ReplicaByHand(models.models)
 
     async def app(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
     with pytest.raises(RuntimeError):
-        asyncio.run(asked(CountedRequests(app, board.counts(0))))
-    text = exposition(board, "shapes")("")[0].decode()
-    assert value(text, "safelight_requests_total", route="/predict", status="500") == 1
+        asyncio.run(asked(CountedRequests(app, Counts(replica.board.counts(0)))))
+    text = scraped(replica)
+    assert value(text, "safelight_requests_total", route="predict", status="500") == 1
 
 
 async def asked(app: CountedRequests) -> None:
