@@ -58,8 +58,10 @@ __all__ = [
     "ImageHeader",
     "claims_to_be_image",
     "decode",
+    "decode_examined",
     "decode_with_header",
     "encode_png",
+    "examined",
     "read_header",
 ]
 
@@ -129,7 +131,22 @@ def decode(data: bytes, spec: PixelSpec) -> NDArray[np.uint8]:
     Raises:
         InvalidImage: the bytes cannot be decoded; its text is a clause that says why.
     """
-    return _in_channels(decode_with_header(data, spec)[1], spec.channels)
+    return decode_examined(examined(data), spec)
+
+
+def examined(data: bytes) -> EncodedImage:
+    """The first half of ``decode``, in microseconds: format, size and limits, before any pixel is decoded.
+
+    Raises:
+        InvalidImage: the bytes are no image that may be decoded; its text is a clause that says why.
+    """
+    with _as_invalid_image(data):
+        return examine(data)
+
+
+def decode_examined(image: EncodedImage, spec: PixelSpec) -> NDArray[np.uint8]:
+    """The second half of ``decode``."""
+    return _in_channels(_decoded(image, spec)[1], spec.channels)
 
 
 def decode_with_header(data: bytes, spec: PixelSpec) -> tuple[ImageHeader, NDArray[np.uint8]]:
@@ -138,8 +155,11 @@ def decode_with_header(data: bytes, spec: PixelSpec) -> tuple[ImageHeader, NDArr
     Raises:
         InvalidImage: the bytes cannot be decoded; its text is a clause that says why.
     """
-    with _as_invalid_image(data):
-        image = examine(data)
+    return _decoded(examined(data), spec)
+
+
+def _decoded(image: EncodedImage, spec: PixelSpec) -> tuple[ImageHeader, NDArray[np.uint8]]:
+    with _as_invalid_image(image.data):
         opened = None if _is_for_opencv(image) else _opened(image)
         header = _header(image, opened)
         offered = REDUCTIONS if _is_plain_jpeg(image) else ()

@@ -10,14 +10,16 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from pipeline.store import Store
+from serving import cores
 from serving.board import Board, new_board_file
 from serving.counts import Counts
-from serving.metrics import CountedRequests, exposition
+from serving.front import Front
+from serving.metrics import exposition
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
 from serving.page import page_router
 from serving.participant import Participant
-from serving.predictor import Predictor, share_of_cores
+from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT, answer_problems
 from serving.routes import Server, router
 from serving.schemas import Problem
@@ -42,7 +44,8 @@ def create_app(settings: ServingSettings, models: Store) -> FastAPI:
     """
     board, shelf = Board(new_board_file(1)), Shelf.new()
     watch = ModelWatch(models, settings, board, shelf)
-    return create_worker_app(settings, models, Participant(board, shelf, 0, os.getpid()), watch)
+    participant = Participant(board, shelf, 0, os.getpid(), threads=settings.threads)
+    return create_worker_app(settings, models, participant, watch)
 
 
 def create_worker_app(
@@ -64,14 +67,17 @@ def create_worker_app(
     app.include_router(router)
     app.include_router(page_router(settings.model))
     answer_problems(app)
-    app.add_middleware(CountedRequests, counts=Counts(participant.board.counts(participant.seat)))
+    counts = Counts(participant.board.counts(participant.seat))
+    app.add_middleware(Front, counts=counts)
     app.openapi()["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
-    threads = settings.threads or share_of_cores(settings.processes)
+    threads = settings.threads or cores.share(cores.of_this_machine(), settings.processes)
+    queue_s = settings.queue_ms / 1000 if settings.queue_ms else None
     app.state.server = Server(
         settings,
         models,
         participant,
-        Predictor(participant.live, threads, settings.top_k),
+        Predictor(participant, counts, threads=threads, top_k=settings.top_k, queue_s=queue_s, model=settings.model),
+        counts,
         exposition(participant, settings.model),
     )
     return app

@@ -33,8 +33,10 @@ REASON_CHARS: Final = 1000
 """Of a reason that is written on the board: some of them, in whatever script, fit into a record."""
 WORD: Final = 8
 WORDS: Final = 4
-GENERATION, DEATHS, HEARTBEAT = 0, 1, 1
-"""Of the words: the replica's first, then its second; of a seat's, its second."""
+GENERATION, DEATHS = 0, 1
+"""Of the replica's words."""
+HEARTBEAT, COMPUTES = 1, 2
+"""Of a seat's words."""
 SEAT_BYTES: Final = WORDS * WORD + COUNTS + RECORD_BYTES
 START: Final = WORDS * WORD + RECORD_BYTES
 """Where the first seat begins; the replica's words and the agreement come before."""
@@ -139,6 +141,14 @@ class Board:
         last = self._beats[seat][HEARTBEAT]
         return (time.monotonic_ns() - last) / NS if last else None
 
+    def compute(self, seat: int, *, busy: bool) -> None:
+        """Say whether the process on a seat computes at this moment. For that process alone."""
+        self._beats[seat][COMPUTES] = busy
+
+    def others_compute(self, seat: int) -> bool:
+        """Whether another process of the replica computes at this moment."""
+        return any(words[COMPUTES] for other, words in enumerate(self._beats) if other != seat)
+
     @property
     def deaths(self) -> int:
         """How many processes of the replica ended without being told to."""
@@ -148,6 +158,7 @@ class Board:
         """Forget the dead process that sat there, but for its counts. For the supervisor alone."""
         self._words[DEATHS] += 1
         self._beats[seat][HEARTBEAT] = 0
+        self._beats[seat][COMPUTES] = False
         self.say(seat, Report())
 
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.errors import Corrupted
-from pipeline.onnx_model import OnnxModel
+from serving import cores
 from serving.board import Agreement, Board, Prepared, Report, reason
+from serving.live_model import LiveModel
 from serving.model_files import Shelf
-from serving.predictor import LiveModel, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,22 @@ AGAIN_S: Final = 1.0
 class Participant:
     """The models that one process of a replica holds."""
 
-    def __init__(self, board: Board, shelf: Shelf, seat: int, pid: int) -> None:
-        """Nothing is loaded yet; ``seat`` is this process's place on the board, and nobody else's."""
+    def __init__(self, board: Board, shelf: Shelf, seat: int, pid: int, *, threads: int | None = None) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            board: of the replica.
+            shelf: where versions lie.
+            seat: this process's place on the board, and nobody else's.
+            pid: of this process.
+            threads: cores that it may use while others compute too; by default its share of them.
+        """
         self.seat = seat
         self.board = board
         self.draining = False
         self._shelf = shelf
+        self._cores = cores.of_this_machine()
+        self._share = threads or cores.share(self._cores, board.seats)
         self._models: Mapping[int, LiveModel | None] = {0: None}
         self._refused: Mapping[int, str] = {}
         self._again_at = 0.0
@@ -118,9 +128,7 @@ class Participant:
         manifest = found.manifest
         if manifest.version != wanted.version:
             raise Corrupted(f"Version {wanted.version} gave way to another one in this server's memory.")
-        model = OnnxModel(found.onnx)
-        warm_up(model, manifest.pixels, len(manifest.classes))
-        return LiveModel(manifest, model)
+        return LiveModel.loaded(manifest, found.onnx, self._share, self._cores)
 
     def _forget(self, agreement: Agreement) -> None:
         named = {self.board.generation, agreement.live.generation}

@@ -1,135 +1,232 @@
-"""decode → predict → encode: from the bytes of images to answers, on threads of its own.
+"""Calls in, answers out: admission, decoding, and batches of whatever is there.
 
-- Decoding and ONNX Runtime release the GIL, so threads use all cores; each image stays on one thread from the first
-  byte to the answer, and both libraries are told to bring no threads of their own. The event loop only moves bytes.
-- A request is answered by one ``LiveModel``, taken when its turn comes and kept until it is answered, whatever goes
-  live meanwhile: the version in the answer is the version that computed it.
+- Small images are decoded, and quick models computed, by the event loop itself: whatever arrived since it last looked
+  is one batch, taken when all sockets have been read. Large images are decoded by a pool of threads, slow models
+  computed by a thread of their own (``slow_lane``). ``live_model`` and ``batch`` say what is small, and what is slow.
+- **A call is answered by one version**, the one that is live when its turn to be computed comes: the version in the
+  answer is the version that computed it, and no answer is older than one that any client has seen before it asked.
 """
 
 import asyncio
-import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Final
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
-from pipeline import images
-from pipeline.artifacts import PixelSpec
-from pipeline.errors import Corrupted, InvalidImage
+from pipeline.errors import InvalidInput, SafelightError
 from pipeline.onnx_model import OnnxModel
-from pipeline.registry import ModelManifest
-from serving.schemas import ClassProbability, Prediction
-from serving.uploads import Upload, uploads
+from serving.admission import Admission
+from serving.batch import Done, Image, Job, Outcome, compute, decode, examine, size_of, why_not
+from serving.calls import Call, now
+from serving.counts import Counts
+from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
+from serving.live_model import Answers, LiveModel
+from serving.participant import JOIN_S, Participant
+from serving.slow_lane import SlowLane, taken
+from serving.status import nothing_live
 
-BATCH = 16
-"""Images of one request that are classified together."""
-DECIMALS = 6
-"""Of a probability in an answer; float32 carries no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveModel:
-    """A loaded model version."""
-
-    manifest: ModelManifest
-    model: OnnxModel
-
-
-class NothingLive(Exception):
-    """No version answers at this moment."""
+AGAIN_S: Final = 0.01
+"""Between two looks whether this process has loaded what the others answer with."""
 
 
 class Predictor:
-    """The threads that answer."""
+    """What every route asks; used by the event loop alone."""
 
-    def __init__(self, live: Callable[[], LiveModel | None], threads: int, top_k: int) -> None:
-        """``live`` tells the model that answers at the moment; it may block."""
+    def __init__(
+        self,
+        participant: Participant,
+        counts: Counts,
+        *,
+        threads: int,
+        top_k: int,
+        model: str,
+        queue_s: float | None = None,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            participant: knows the live model.
+            counts: of this process.
+            threads: that decode large images.
+            top_k: classes that an answer names.
+            model: its name.
+            queue_s: what a standing queue may take; None for what suits the model.
+        """
         cv2.setNumThreads(1)
-        self._live = live
+        self._participant = participant
+        self._counts = counts
         self._top_k = top_k
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+        self._model = model
+        self._admission = Admission(queue_s)
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._slow = SlowLane(participant, self._compute, self._finish_soon)
+        self._ready: deque[Job] = deque()
+        self._round_is_due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def answer(self, content_type: str, body: bytes) -> list[Prediction]:
-        """A prediction for each image in a request's body.
+    async def answer(self, call: Call, images: Sequence[Image]) -> Answers:
+        """One version's answers to all images of a call.
+
+        Args:
+            call: of a client.
+            images: at least one, encoded or as pixels of the live model's size.
 
         Raises:
             NothingLive: no version answers.
-            InvalidInput: there is no image in the body.
             InvalidImage: one of them is not an image we read.
+            InvalidInput: pixels of another size.
+            Overloaded: it would have to wait too long.
+            DeadlineExceeded: its deadline passed.
+            ClientGone: nobody waits for the answer any more.
+            ModelFailed: the model raised.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._answer, content_type, body)
+        future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if future.done():  # its task was cancelled
+                return
+            if isinstance(outcome, Answers):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        self.submit(call, images, done)
+        return await future
+
+    def submit(self, call: Call, images: Sequence[Image], done: Done) -> None:
+        """The same, but that ``done`` is told the answers or the error, at once or later, on the event loop."""
+        begun = now()
+        job = Job(call, images, done, begun, size=size_of(images))
+        try:
+            self._admission.admit(call, len(images), job.size, begun)
+        except SafelightError as error:
+            self._refused(job, error)
+            return
+        self._counts.waiting(self._admission.images)
+        try:
+            examine(job)
+        except InvalidInput as error:
+            self._leave(job, error)
+            return
+        if job.is_small:
+            self._enqueue(job)
+        else:
+            self._loop = self._loop or asyncio.get_running_loop()
+            self._decoders.submit(self._decode, job)
 
     def close(self) -> None:
         """Let the threads finish what they are at."""
-        self._pool.shutdown()
+        self._decoders.shutdown()
+        self._slow.close()
 
-    def _answer(self, content_type: str, body: bytes) -> list[Prediction]:
-        live = self._live()
-        if live is None:
-            raise NothingLive
-        return predict(live, uploads(content_type, body), self._top_k)
+    def _decode(self, job: Job) -> None:
+        """In a thread of the pool."""
+        error = why_not(job)
+        try:
+            live = None if error else self._participant.live()
+            if live:
+                begun = now()
+                decode(job, live.manifest.pixels)
+                self._counts.stage("decode", now() - begun)
+        except Exception as caught:  # noqa: BLE001 - the call gets it; a future that nobody reads would keep it
+            error = caught
+        self._call_soon(self._decoded, job, error)
 
+    def _decoded(self, job: Job, error: Exception | None) -> None:
+        if error:
+            self._leave(job, error)
+        else:
+            self._enqueue(job)
 
-def predict(live: LiveModel, encoded: Sequence[Upload], top_k: int) -> list[Prediction]:
-    """A prediction for each encoded image.
+    def _enqueue(self, job: Job) -> None:
+        self._ready.append(job)
+        if not self._round_is_due:
+            self._round_is_due = True
+            self._loop = self._loop or asyncio.get_running_loop()
+            self._loop.call_soon(self._round)
 
-    Raises:
-        InvalidImage: one of them is not an image we read.
-    """
-    predictions: list[Prediction] = []
-    for start in range(0, len(encoded), BATCH):
-        batch = encoded[start : start + BATCH]
-        pixels = [_decoded(upload, number, len(encoded), live) for number, upload in enumerate(batch, start + 1)]
-        predictions += [_prediction(row, live.manifest, top_k) for row in live.model.probabilities(np.stack(pixels))]
-    return predictions
+    def _round(self) -> None:
+        """Compute one batch, or hand it on; then let the loop look at the network again."""
+        self._round_is_due = False
+        if not self._participant.has_joined:
+            self._wait_to_join()
+            return
+        live = self._participant.live_now()
+        batch = taken(self._ready, live.batch) if live and live.inline else list(self._ready)
+        if live is None or not live.inline:
+            self._ready.clear()
+        elif self._ready:
+            self._again(0.0)
+        if live and not live.inline:
+            self._slow.put(batch)
+        else:
+            begun = now()
+            self._finish(batch, self._compute(batch, live, live.model if live else None), begun)
 
+    def _wait_to_join(self) -> None:
+        """The others answer with what this process has yet to load, which its calls wait for, but not for ever."""
+        waited = now() - JOIN_S
+        while self._ready and self._ready[0].queued < waited:
+            self._leave(self._ready.popleft(), self._nothing_live())
+        if self._ready:
+            self._again(AGAIN_S)
 
-def warm_up(model: OnnxModel, pixels: PixelSpec, classes: int) -> None:
-    """Make the first answers, on noise, alone and in a batch, so that no client waits for them.
+    def _again(self, after_s: float) -> None:
+        assert self._loop is not None  # noqa: S101 - a round has run, so it is known
+        self._round_is_due = True
+        if after_s:
+            self._loop.call_later(after_s, self._round)
+        else:
+            self._loop.call_soon(self._round)
 
-    Raises:
-        Corrupted: the model does not give one distribution over the classes for each image.
-    """
-    for count in (1, BATCH):
-        shape = (count, pixels.height, pixels.width, pixels.channels)
-        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        answer = model.probabilities(noise)
-        if answer.shape != (count, classes) or not np.allclose(answer.sum(axis=1), 1, atol=1e-3):
-            raise Corrupted(f"The model does not answer with probabilities of its {classes} classes.")
+    def _compute(self, jobs: Sequence[Job], live: LiveModel | None, model: OnnxModel | None) -> Sequence[Outcome]:
+        if live is None or model is None:
+            return [self._nothing_live()] * len(jobs)
+        return compute(jobs, live, model, self._top_k, self._counts)
 
+    def _finish_soon(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
+        self._call_soon(self._finish, jobs, outcomes, begun)
 
-def _decoded(upload: Upload, number: int, total: int, live: LiveModel) -> NDArray[np.uint8]:
-    try:
-        return images.decode(upload.data, live.manifest.pixels)
-    except InvalidImage as error:
-        which = f"Image {number} of {total} ({upload.name[:80]!r})" if total > 1 else "The image"
-        raise InvalidImage(f"{which} cannot be used: {error}.") from error
+    def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
+        ended = now()
+        self._admission.computed(sum(len(job.sent) for job in jobs), begun, ended)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._counts.stage("queue", begun - job.queued)
+            if isinstance(outcome, Answers):
+                self._counts.predicted(outcome, ended - job.call.begun)
+                self._admission.leave(len(job.sent), job.size)
+                job.done(outcome)
+            else:
+                self._leave(job, outcome)
+        self._counts.waiting(self._admission.images)
 
+    def _leave(self, job: Job, error: Exception) -> None:
+        """Tell a call that was counted in why it gets no answer."""
+        self._admission.leave(len(job.sent), job.size)
+        self._counts.waiting(self._admission.images)
+        self._refused(job, error)
 
-def _prediction(probabilities: NDArray[np.float32], manifest: ModelManifest, top_k: int) -> Prediction:
-    best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    top = tuple(
-        ClassProbability(
-            label=manifest.classes[index], probability=min(1.0, round(float(probabilities[index]), DECIMALS))
-        )
-        for index in best
-    )
-    return Prediction(
-        label=top[0].label,
-        probability=top[0].probability,
-        top=top,
-        model=manifest.model,
-        model_version=manifest.version,
-        dataset_version=manifest.dataset.version,
-    )
+    def _refused(self, job: Job, error: Exception) -> None:
+        match error:
+            case Overloaded():
+                self._counts.refused("overload")
+            case DeadlineExceeded():
+                self._counts.refused("deadline")
+            case ClientGone():
+                self._counts.refused("gone")
+            case NothingLive():
+                self._counts.refused("no_model")
+            case InvalidInput():
+                self._counts.refused("invalid")
+            case _:
+                self._counts.failed("champion")
+        job.done(error)
 
+    def _nothing_live(self) -> NothingLive:
+        return NothingLive(nothing_live(self._participant.board, self._model))
 
-def share_of_cores(processes: int) -> int:
-    """Cores for each of so many processes, at least one; where the system does not tell, of all there are."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // processes)
+    def _call_soon(self, function: object, *arguments: object) -> None:
+        assert self._loop is not None  # noqa: S101 - whoever uses a thread has noted it
+        self._loop.call_soon_threadsafe(function, *arguments)  # type: ignore[arg-type]

@@ -7,7 +7,10 @@
 415   a multipart type other than form-data, or a compressed body
 422   bytes that are not an image we read: text, truncated, too many pixels, an unsupported format
 502   the store holds something else than it should, or refuses the server
-503   no model yet, or the store does not answer; with Retry-After
+499   the client has left; nobody reads it
+500   the model raised on this image
+503   no model yet, more work than can be answered in time, or the store does not answer; with Retry-After
+504   the request's own deadline has passed
 ====  =====================================================================================================
 """
 
@@ -21,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pipeline.errors import InvalidImage, InvalidInput, NotFound, SafelightError, StoreError, StoreUnavailable
+from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
 from serving.schemas import Problem
 
 log = logging.getLogger(__name__)
@@ -29,16 +33,25 @@ MEDIA_TYPE = "application/problem+json"
 PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
 """How OpenAPI describes the body of each problem."""
 RETRY_AFTER_S = 2
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
 """The names of RFC 9110, which Python's own table has since 3.13."""
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """A response that says what was wrong."""
-    title = TITLES.get(status) or HTTPStatus(status).phrase
-    body = Problem(title=title, status=status, detail=detail).model_dump_json()
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-    return Response(body, status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
+    return Response(_body(status, detail), status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
+
+
+def problem_of(error: SafelightError) -> Response:
+    """The response to one of our errors."""
+    retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    return problem(_status(error), str(error), retry)
+
+
+def _body(status: int, detail: str) -> str:
+    title = TITLES.get(status) or HTTPStatus(status).phrase
+    return Problem(title=title, status=status, detail=detail).model_dump_json()
 
 
 def answer_problems(app: FastAPI) -> None:
@@ -57,15 +70,19 @@ def _status(error: Exception) -> int:
         InvalidInput: 400,
         StoreUnavailable: 503,
         StoreError: 502,
+        NothingLive: 503,
+        Overloaded: 503,
+        DeadlineExceeded: 504,
+        ClientGone: 499,
     }
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
 
 
 async def _ours(request: Request, error: Exception) -> Response:
-    status = _status(error)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    assert isinstance(error, SafelightError)  # noqa: S101 - it is registered for nothing else
+    if isinstance(error, StoreError):
         log.warning("%s %s: %s", request.method, request.url.path, error)
-    return problem(status, str(error))
+    return problem_of(error)
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -90,4 +107,9 @@ async def _left(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     del request, error  # Starlette raises it again after the answer, and the server logs it with its traceback
+    return unforeseen()
+
+
+def unforeseen() -> Response:
+    """The response to what nobody foresaw."""
     return problem(500, "Something went wrong on the server; its log has the details.")

@@ -11,13 +11,17 @@ from pipeline import registry
 from pipeline.artifacts import ModelVersion
 from pipeline.errors import NotFound
 from pipeline.store import Store
+from serving.counts import Counts
+from serving.encode import json_of
+from serving.errors import NothingLive
+from serving.front import call_in
 from serving.participant import Participant
-from serving.predictor import NothingLive, Predictor
+from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT
 from serving.schemas import Live, ModelStatus, Prediction, Predictions, Ready
 from serving.settings import ServingSettings
-from serving.status import model_status
-from serving.uploads import is_multipart
+from serving.status import model_status, nothing_live
+from serving.uploads import is_multipart, uploads
 
 REPORT = "report.html"
 REPORT_POLICY = "; ".join(
@@ -68,6 +72,7 @@ class Server:
     models: Store
     participant: Participant
     predictor: Predictor
+    counts: Counts
     scraped: Callable[[str], tuple[bytes, str]]
 
 
@@ -96,7 +101,8 @@ def _problems(details: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
             413: "The body is over the limit.",
             415: "A multipart type other than form-data, or a compressed body.",
             422: "Bytes that are not an image we read.",
-            503: "No model is live yet.",
+            503: "No model is live yet, or more is waiting than can be answered in time.",
+            504: "The request's own deadline has passed.",
         }
     ),
 )
@@ -109,12 +115,9 @@ async def predict(request: Request) -> Response:
     server: Server = request.app.state.server
     content_type = _image_type(request)
     body = await _bounded_body(request, server.settings.max_body_mb << 20)
-    try:
-        predictions = await server.predictor.answer(content_type, body)
-    except NothingLive as error:
-        raise HTTPException(503, _nothing_live(server)) from error
-    answer = predictions[0] if len(predictions) == 1 else Predictions(predictions=tuple(predictions))
-    return Response(answer.model_dump_json(), media_type="application/json")
+    call = call_in(request.scope)
+    answers = await server.predictor.answer(call, uploads(content_type, body))
+    return Response(json_of(answers, call.request_id), media_type="application/json")
 
 
 @router.get("/v2/health/live", summary="The process answers")
@@ -129,7 +132,7 @@ async def health_ready(server: FromServer) -> Ready:
     if server.participant.draining:
         raise HTTPException(503, "This server is about to end.")
     if server.participant.live_now() is None:
-        raise HTTPException(503, _nothing_live(server))
+        raise NothingLive(nothing_live(server.participant.board, server.settings.model))
     return Ready()
 
 
@@ -182,12 +185,6 @@ def report(name: str, version: str, server: FromServer) -> Response:
 def _refuse_other_model(name: str, server: Server) -> None:
     if name != server.settings.model:
         raise HTTPException(404, f"This server serves model {server.settings.model!r}, not {name!r}.")
-
-
-def _nothing_live(server: Server) -> str:
-    error = server.participant.board.agreement().error
-    why = f" {error.reason}" if error else ""
-    return f"No version of model {server.settings.model!r} is live yet.{why}"
 
 
 def _image_type(request: Request) -> str:

@@ -31,7 +31,9 @@ class ServingSettings(BaseModel):
         poll_s: how often the alias is looked at, in seconds.
         top_k: how many classes an answer names.
         max_body_mb: largest request body, in MiB.
-        threads: images decoded and classified at once by each process; by default its share of the cores.
+        threads: cores of each process, for large images and slow models; by default its share of them.
+        queue_ms: how long a queue that does not empty may make a request wait, in milliseconds; the rest is refused at
+            once. By default as long as 64 images take, 10 ms at least and 2 s at most.
         processes: that answer on the one port.
         cache: folder for the last version that answered, to start from while the store is away; none by default.
         drain_s: how long the server still answers after SIGTERM while it says that it is not ready, in seconds.
@@ -48,6 +50,7 @@ class ServingSettings(BaseModel):
     top_k: int = Field(5, ge=1, le=1000)
     max_body_mb: int = Field(32, ge=1, le=1024)
     threads: int | None = Field(None, ge=1, le=256)
+    queue_ms: int | None = Field(None, ge=1, le=60_000)
     processes: int = Field(1, ge=1, le=64)
     cache: Path | None = None
     drain_s: float = Field(0.0, ge=0, le=3600)

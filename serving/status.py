@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from serving.board import Board
-from serving.predictor import LiveModel
+from serving.live_model import LiveModel
 from serving.schemas import ModelStatus, ProcessStatus
 from serving.settings import ServingSettings
 from serving.swap import HUNG_S
@@ -52,3 +52,10 @@ def _process(board: Board, seat: int) -> ProcessStatus:
     lives = silent_s is not None and silent_s <= HUNG_S
     ready = lives and generation == answering and version is not None and not report.draining
     return ProcessStatus(pid=report.pid, version=version, generation=generation, ready=ready)
+
+
+def nothing_live(board: Board, model: str) -> str:
+    """Why nobody gets an answer, as a sentence."""
+    error = board.agreement().error
+    why = f" {error.reason}" if error else ""
+    return f"No version of model {model!r} is live yet.{why}"

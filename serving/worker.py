@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -27,9 +28,11 @@ from fastapi import FastAPI
 from serving.app import create_worker_app
 from serving.board import Board
 from serving.entry import FINISH_S, models_zone, prepare_process
+from serving.express import Express
 from serving.listener import BACKLOG, inherited
 from serving.model_files import Shelf
 from serving.participant import Participant
+from serving.routes import Server
 from serving.settings import ServingSettings
 
 KEEP_ALIVE_S: Final = 75
@@ -41,7 +44,7 @@ def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
     prepare_process()
     seat, listener, board, first, second, lifeline = map(int, arguments)
     settings = ServingSettings.from_environ(environ)
-    participant = Participant(Board(board), Shelf((first, second)), seat, os.getpid())
+    participant = Participant(Board(board), Shelf((first, second)), seat, os.getpid(), threads=settings.threads)
     threading.Thread(target=_end_with, args=[lifeline], name="lifeline", daemon=True).start()
     app = create_worker_app(settings, models_zone(environ), participant)
     serve(app, inherited(listener), settings, alone=False)
@@ -50,8 +53,11 @@ def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
 
 def serve(app: FastAPI, listener: socket.socket, settings: ServingSettings, *, alone: bool) -> None:
     """Answer on ``listener`` until a signal comes; ``alone``: there is no supervisor."""
+    server: Server = app.state.server
     config = uvicorn.Config(
         app,
+        loop="uvloop",
+        http=partial(Express, server.predictor, server.counts),  # type: ignore[arg-type]
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
@@ -62,7 +68,7 @@ def serve(app: FastAPI, listener: socket.socket, settings: ServingSettings, *, a
         # So many connections asyncio accepts at once: where several processes share the socket, none takes them all.
         backlog=1,
     )
-    DrainingServer(config, app.state.server.participant, settings.drain_s, alone=alone).run([listener])
+    DrainingServer(config, server.participant, settings.drain_s, alone=alone).run([listener])
 
 
 class DrainingServer(uvicorn.Server):

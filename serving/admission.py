@@ -1,0 +1,87 @@
+"""Who may wait: a queue that is bounded by the time it takes, and not by a number of requests.
+
+- **The wait is known before it begins**: images that wait, times what an image took lately. Whoever would wait too long
+  is refused at once, when trying elsewhere or later is still of use to them; so is whoever's own deadline is shorter.
+- **A burst may wait long, a standing queue may not.** After a moment without any queue, ``BURST_S`` are allowed; where
+  the queue has not been empty for ``STANDING_S``, only as long as ``STANDING_IMAGES`` images take: a queue that never
+  empties makes everybody wait and nothing quicker. (CoDel, Nichols & Jacobson 2012, in the form that Maurer gave it
+  for servers in "Fail at Scale", ACM Queue 2015.)
+- Bytes are bounded too, since memory is.
+"""
+
+import math
+from typing import Final
+
+from serving.calls import Call
+from serving.errors import DeadlineExceeded, Overloaded
+
+BURST_S: Final = 0.5
+STANDING_S: Final = 0.1
+STANDING_IMAGES: Final = 64
+SHORTEST_S: Final = 0.01
+LONGEST_S: Final = 2.0
+"""Bounds of what a standing queue may take where no setting says it."""
+LARGEST_BYTES: Final = 256 << 20
+"""Of encoded images that wait in a process."""
+MEMORY_IMAGES: Final = 64.0
+"""So many images ago counts half as much."""
+
+
+class Admission:
+    """What waits in one process, and whether more may; used by the event loop alone."""
+
+    def __init__(self, longest_s: float | None) -> None:
+        """``longest_s`` is what a queue may take, in seconds; None for what suits the model."""
+        self._longest_s = longest_s
+        self._image_s = 0.0
+        self._empty_at = 0.0
+        self._last_end = 0.0
+        self.images = 0
+        self._bytes = 0
+
+    def admit(self, call: Call, images: int, size: int, now: float) -> None:
+        """Count a call in.
+
+        Args:
+            call: of a client.
+            images: in it.
+            size: of them all, in bytes.
+            now: by the calls' clock.
+
+        Raises:
+            Overloaded: it would wait too long, or until its deadline.
+            DeadlineExceeded: that has passed already.
+        """
+        if self.images == 0:
+            self._empty_at = now
+        wait = self.images * self._image_s
+        if call.deadline is not None:
+            self._refuse_late(call.deadline, now, wait + images * self._image_s)
+        if self.images and (wait > self._limit(now) or self._bytes + size > LARGEST_BYTES):
+            after = max(1, math.ceil(wait))
+            raise Overloaded("The server has more to do than it can answer in time; try again later.", after)
+        self.images += images
+        self._bytes += size
+
+    def leave(self, images: int, size: int) -> None:
+        """Count a call out that was not computed."""
+        self.images -= images
+        self._bytes -= size
+
+    def computed(self, images: int, begun: float, now: float) -> None:
+        """Note how long ``images`` took, which began to wait, or to be computed, at ``begun``."""
+        took = (now - max(begun, self._last_end)) / images
+        self._last_end = now
+        weight = images / (images + MEMORY_IMAGES) if self._image_s else 1.0
+        self._image_s += weight * (took - self._image_s)
+
+    def _limit(self, now: float) -> float:
+        """How long the next one may wait, in seconds."""
+        standing = self._longest_s or min(LONGEST_S, max(SHORTEST_S, STANDING_IMAGES * self._image_s))
+        return max(BURST_S, standing) if now - self._empty_at < STANDING_S else standing
+
+    def _refuse_late(self, deadline: float, now: float, wait: float) -> None:
+        if now >= deadline:
+            raise DeadlineExceeded("The deadline of this request has passed.")
+        if now + wait > deadline:
+            raise Overloaded("The answer would come after this request's deadline.", max(1, math.ceil(wait)))
