@@ -19,7 +19,7 @@ def test_only_the_model_has_to_be_said() -> None:
 def test_everything_can_be_set() -> None:
     """Each documented variable arrives."""
     names = {"ALIAS": "challenger", "HOST": "::1", "PORT": "81", "POLL_S": "0.5", "TOP_K": "3", "MAX_BODY_MB": "7"}
-    names |= {"THREADS": "2", "PROCESSES": "3", "CACHE": "/var/cache/x", "DRAIN_S": "1.5"}
+    names |= {"THREADS": "2", "PROCESSES": "3", "QUEUE_MS": "250", "CACHE": "/var/cache/x", "DRAIN_S": "1.5"}
     environ = MODEL | {f"SAFELIGHT_SERVING_{name}": value for name, value in names.items()}
     settings = ServingSettings.from_environ(environ)
     assert settings.model_dump() == {
@@ -32,6 +32,7 @@ def test_everything_can_be_set() -> None:
         "top_k": 3,
         "max_body_mb": 7,
         "threads": 2,
+        "queue_ms": 250,
         "processes": 3,
         "cache": Path("/var/cache/x"),
         "drain_s": 1.5,
