@@ -11,10 +11,11 @@ from typing import Final
 from fastapi import APIRouter, Response
 
 PAGE: Final = "page.html"
+SCRIPTS: Final = ("page.js", "cards.js", "files.js", "key.js", "origin.js", "server.js", "words.js")
 MEDIA_TYPES: Final = {
     PAGE: "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8"),
     "icon.svg": "image/svg+xml",
 }
 POLICY: Final = "; ".join(

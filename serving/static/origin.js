@@ -1,0 +1,84 @@
+// What is live, where it comes from, and whether the server answers at all; looked at again and again.
+
+import { ask, inWords, model } from "./server.js";
+import { counted, day, element, fact, percent, trained } from "./words.js";
+
+const CALM_MS = 10_000;
+const ANXIOUS_MS = 2_000;
+const LISTED = 20;
+
+const [state, list, report, others, versions] = ["state", "origin", "report", "others", "versions"].map((id) =>
+  document.getElementById(id),
+);
+const path = `v2/models/${encodeURIComponent(model)}`;
+
+let [timer, shown, listed] = [null, null, null];
+
+// The version that the page says is live.
+export const live = () => shown?.version ?? null;
+
+function inShort(status) {
+  const why = status.swap_error ? ` ${status.swap_error.reason}` : "";
+  if (!status.version) return `No version of this model is live yet; this page looks again by itself.${why}`;
+  if (status.swap_error) return `This version goes on answering, but something is wrong:${why}`;
+  return status.ready ? "Live and ready." : "About to end; another server takes its place.";
+}
+
+function facts(status) {
+  const lines = [
+    ["Model version", status.version],
+    ["Dataset version", status.dataset && `${status.dataset} ${status.dataset_version}`],
+    ["Accuracy on test images", status.metrics?.accuracy !== undefined && percent(status.metrics.accuracy)],
+    ["Calibration error", status.metrics?.ece !== undefined && percent(status.metrics.ece)],
+    ["Classes", status.classes && classes(status.classes)],
+    ["Trained", status.version && trained(status.version)],
+    ["Registered", status.created_at && day(status.created_at)],
+    ["Live since", status.live_since && day(status.live_since)],
+  ].filter(([, value]) => value);
+  return lines.length ? lines : [["Model version", "none yet"]];
+}
+
+function classes(names) {
+  const [all, list] = [element("details"), element("ul", "", "classes")];
+  list.append(...names.map((name) => element("li", name)));
+  all.append(element("summary", String(names.length)), list);
+  return all;
+}
+
+function show(status) {
+  const same = JSON.stringify({ ...status, processes: [] });
+  if (same === shown?.same) return; // what is open stays open, and nobody is read the same twice
+  shown = { version: status.version, same };
+  list.replaceChildren(...facts(status).map(([name, value]) => fact(name, value)));
+  report.hidden = !status.report;
+  if (status.report) report.href = status.report.replace(/^\//, "");
+}
+
+function say(text, kind) {
+  if (state.textContent !== text) state.textContent = text;
+  state.className = `state ${kind}`;
+}
+
+async function looked() {
+  const answer = await ask(path, { cache: "no-store" }, { patient: true });
+  if (!answer.ok) return say(await inWords(answer), "wrong");
+  const status = await answer.json();
+  show(status);
+  say(inShort(status), !status.version || status.swap_error ? "wrong" : "well");
+}
+
+// Look now, and then from time to time: more often while something is wrong, and not while nobody sees the page, so
+// that it keeps no server awake.
+export async function look() {
+  clearTimeout(timer);
+  try {
+    await looked();
+  } catch {
+    say("The server does not answer; this page looks again by itself.", "wrong");
+  }
+  clearTimeout(timer);
+  if (!document.hidden) timer = setTimeout(look, state.classList.contains("well") ? CALM_MS : ANXIOUS_MS);
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
+document.addEventListener("unlocked", look);
