@@ -35,8 +35,10 @@ function bars(top, best) {
     const meter = element("meter", percent(probability));
     meter.value = probability;
     meter.setAttribute("aria-labelledby", name.id);
-    const line = element("li");
-    line.append(name, meter, element("span", percent(probability), "share"));
+    meter.setAttribute("aria-valuetext", percent(probability));
+    const [line, share] = [element("li"), element("span", percent(probability), "share")];
+    share.setAttribute("aria-hidden", "true"); // the meter says it
+    line.append(name, meter, share);
     list.append(line);
   });
   return list;

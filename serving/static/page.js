@@ -50,6 +50,7 @@ async function answer(made, file, group) {
     made.refuse(problem);
     group.refused += 1;
     text = `no answer. ${problem.message}`;
+    if (problem.later) look(); // the server is away, or has no model
   }
   running -= 1;
   group.left -= 1;

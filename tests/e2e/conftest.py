@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import chromium
 from e2e import docker_stack
 from e2e.docker_stack import Target
 from e2e.stack import DEFAULT_TAG, MODEL, RESULTS, Stack, open_stack
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from pipeline.artifacts import ModelVersion
 
@@ -38,7 +39,6 @@ SAMPLE = 4000
 KEPT_PORTS = (24200, 28080, 29000, 29001)
 HOST = "safelight.test"
 """Another name for this machine, to the browser alone."""
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,13 +137,6 @@ def live(stack: Stack, imported: str) -> str:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium as people have it, to which ``safelight.test`` is this machine and the internet is not there."""
-    chromium = shutil.which("chromium")
-    assert chromium, "the tests need Chromium: install it, for example by `apt-get install chromium`"
-    os.environ.pop("DISPLAY", None)
-    rules = f"MAP {HOST} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=chromium, args=[*FLAGS, f"--host-resolver-rules={rules}"], timeout=60_000
-        )
-        yield running
-        running.close()
+    assert shutil.which("chromium"), "the tests need Chromium: install it, for example by `apt-get install chromium`"
+    with chromium(f"MAP {HOST} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost") as browser:
+        yield browser

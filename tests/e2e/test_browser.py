@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from browsing import drop
 from e2e.conftest import CLASSES, HOST
 from e2e.stack import MODEL, RESULTS, Stack
 from playwright.sync_api import Browser, Page, Request, expect
@@ -200,22 +201,6 @@ def test_what_is_no_image_is_told_on_the_page(page: Page, stack: Stack, live: st
         page.get_by_text(re.compile("not an image|no image|cannot be read|is not", re.IGNORECASE)).first
     ).to_be_visible()
     assert live
-
-
-def drop(page: Page, file: Path) -> None:
-    """Drop a file on the page as a mouse would: with drag events that carry it."""
-    data = page.evaluate_handle(
-        """([bytes, name]) => {
-            const transfer = new DataTransfer();
-            const type = name.endsWith("png") ? "image/png" : "";
-            transfer.items.add(new File([new Uint8Array(bytes)], name, {type}));
-            return transfer;
-        }""",
-        [list(file.read_bytes()), file.name],
-    )
-    target = page.locator("#drop")
-    for event in ("dragenter", "dragover", "drop"):
-        target.dispatch_event(event, {"dataTransfer": data})
 
 
 def _told(request: Request) -> str:

@@ -4,7 +4,9 @@ import httpx
 import pytest
 from live_server import MODEL, Serve
 
-FILES = ["/", "/static/page.css", "/static/page.js", "/static/icon.svg"]
+from serving.page import SCRIPTS
+
+FILES = ["/", "/static/page.css", "/static/icon.svg", *(f"/static/{name}" for name in SCRIPTS)]
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -37,6 +39,9 @@ def test_what_the_page_refers_to_is_there(client: httpx.Client) -> None:
     assert "{{" not in page
     for path in re.findall(r'(?:src|href)="([^"]+)"', page):
         assert client.get("/" + path).status_code == 200
+    for script in SCRIPTS:
+        imported = re.findall(r'from "\./([^"]+)"', client.get(f"/static/{script}").text)
+        assert set(imported) < set(SCRIPTS)
 
 
 def test_the_page_needs_no_model(serve: Serve) -> None:
