@@ -1,18 +1,20 @@
 // What is live, where it comes from, and whether the server answers at all; looked at again and again.
 
+import { held } from "./key.js";
 import { ask, inWords, model } from "./server.js";
-import { counted, day, element, fact, percent, trained } from "./words.js";
+import { day, element, fact, percent, trained } from "./words.js";
 
 const CALM_MS = 10_000;
 const ANXIOUS_MS = 2_000;
 const LISTED = 20;
+const AWAY = "The server does not answer; this page looks again by itself.";
 
 const [state, list, report, others, versions] = ["state", "origin", "report", "others", "versions"].map((id) =>
   document.getElementById(id),
 );
 const path = `v2/models/${encodeURIComponent(model)}`;
 
-let [timer, shown, listed] = [null, null, null];
+let [timer, shown] = [null, null];
 
 // The version that the page says is live.
 export const live = () => shown?.version ?? null;
@@ -49,9 +51,35 @@ function show(status) {
   const same = JSON.stringify({ ...status, processes: [] });
   if (same === shown?.same) return; // what is open stays open, and nobody is read the same twice
   shown = { version: status.version, same };
+  const open = list.querySelector("details")?.open;
   list.replaceChildren(...facts(status).map(([name, value]) => fact(name, value)));
+  if (open) list.querySelector("details")?.setAttribute("open", "");
   report.hidden = !status.report;
-  if (status.report) report.href = status.report.replace(/^\//, "");
+  if (status.report) report.href = relative(status.report);
+  others.hidden = false;
+  if (others.open) listAll();
+}
+
+// The page may be served below a path of a gateway's.
+const relative = (path) => path.replace(/^\//, "");
+
+function registered({ version, live, metrics, created_at, report }) {
+  const [line, link] = [element("li"), element("a", version)];
+  link.href = relative(report);
+  const accuracy = metrics.accuracy === undefined ? "" : `${percent(metrics.accuracy)} accurate, `;
+  line.append(link, element("span", `${accuracy}registered ${day(created_at)}`, "hint"));
+  if (live) line.append(element("span", "live", "badge"));
+  return line;
+}
+
+async function listAll() {
+  try {
+    const answer = await ask(`${path}/versions?limit=${LISTED}`, {}, { patient: true });
+    if (!answer.ok) throw new Error(await inWords(answer));
+    versions.replaceChildren(...(await answer.json()).versions.map(registered));
+  } catch (problem) {
+    versions.replaceChildren(element("li", problem.message, "problem"));
+  }
 }
 
 function say(text, kind) {
@@ -74,11 +102,28 @@ export async function look() {
   try {
     await looked();
   } catch {
-    say("The server does not answer; this page looks again by itself.", "wrong");
+    say(AWAY, "wrong");
   }
   clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(look, state.classList.contains("well") ? CALM_MS : ANXIOUS_MS);
 }
 
+// A browser follows a link without the API key; where there is one, the report is fetched with it and saved as a file.
+// (Shown from here it would have this page's policy, and stay without its style.)
+async function save(event) {
+  const link = event.target.closest('a[href$="/report"]');
+  if (!link || !held()) return;
+  event.preventDefault();
+  const answer = await ask(link.href).catch(() => null);
+  if (!answer?.ok) return say(answer ? await inWords(answer) : AWAY, "wrong");
+  const file = element("a");
+  file.href = URL.createObjectURL(await answer.blob());
+  file.download = `${model} ${link.href.split("/").at(-2)}.html`;
+  file.click();
+  URL.revokeObjectURL(file.href);
+}
+
+document.getElementById("lineage").addEventListener("click", save);
+others.addEventListener("toggle", () => others.open && listAll());
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
 document.addEventListener("unlocked", look);

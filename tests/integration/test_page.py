@@ -82,7 +82,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     allowed: list[str] = ["blob:"]
     contexts = []
 
-    def opened(server: Serving, **options: Any) -> Page:
+    def opened(server: Serving, locked_by: dict[str, str] | None = None, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "locale": "en-GB", **options})
         context.set_default_timeout(10_000)
         contexts.append(context)
@@ -90,6 +90,8 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: failed.append(str(error)))
         allowed.append(str(server.client.base_url))
+        if locked_by:
+            lock(page, locked_by)
         page.goto(str(server.client.base_url))
         return page
 
@@ -98,6 +100,18 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         context.close()
     assert not [url for url in asked if not url.startswith(tuple(allowed))]
     assert not failed
+
+
+def lock(page: Page, key: dict[str, str]) -> None:
+    """Refuse whoever does not bring the key, but for the page itself."""
+
+    def checked(route: Route) -> None:
+        if route.request.headers.get("authorization") == f"Bearer {key['name']}":
+            route.continue_()
+        else:
+            route.fulfill(status=401, headers={"WWW-Authenticate": "Bearer"}, json={"detail": "An API key is needed."})
+
+    page.route(re.compile("/predict$|/v2/models/"), checked)
 
 
 def answered(page: Page, count: int) -> None:
@@ -170,23 +184,21 @@ def test_it_says_where_answers_come_from(server: Serving, open_page: OpenPage) -
 def test_everything_works_by_keyboard(server: Serving, open_page: OpenPage, files: Files) -> None:
     """Tab reaches each control in the order in which it is seen, with a ring around it; Enter and Space work them."""
     page = open_page(server)
+    page.on("filechooser", lambda chooser: chooser.set_files(files.images[0]))
     expect(page.locator("#state")).to_have_text("Live and ready.")
-    for key in ("Enter", "Space"):
-        page.locator("body").press("Tab") if key == "Enter" else None
+    page.keyboard.press("Tab")
+    for count, key in enumerate(("Enter", "Space"), 1):
         expect(page.get_by_label("Choose images")).to_be_focused()
         assert page.locator("label[for=pick]").evaluate("each => getComputedStyle(each).outlineStyle") == "solid"
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press(key)
-        assert chooser.value.is_multiple()
-    chooser.value.set_files(files.images[0])
-    answered(page, 1)
+        page.keyboard.press(key)
+        answered(page, count)
     reached = []
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("Tab")
         focus = page.locator(":focus")
         assert focus.evaluate("each => getComputedStyle(each).outlineStyle") == "solid"
         reached.append(focus.inner_text())
-    assert reached == ["Clear", str(len(DATASET.classes)), "Evaluation report", "API"]
+    assert reached == ["Clear", str(len(DATASET.classes)), "Registered versions", "Evaluation report", "API"]
     page.get_by_role("button", name="Clear").press("Space")
     expect(page.locator("#answers > li")).to_have_count(0)
     expect(page.get_by_label("Choose images")).to_be_focused()
@@ -292,3 +304,37 @@ def test_a_busy_server_is_asked_again(server: Serving, open_page: OpenPage, file
     expect(page.locator("#answers > li")).to_contain_text("Too many are waiting. Asking again in 1 second.")
     answered(page, 1)
     expect(page.locator(".refused")).to_have_count(0)
+
+
+def test_it_asks_for_the_key_once(server: Serving, open_page: OpenPage, files: Files) -> None:
+    """Where a key is wanted, the page asks for it once, keeps it for the tab alone, and says when it is refused."""
+    wanted = {"name": "right-key"}
+    page = open_page(server, locked_by=wanted)
+    dialog = page.get_by_role("dialog", name="This server asks for an API key")
+    expect(dialog).to_be_visible()
+    expect(page.get_by_label("API key", exact=True)).to_be_focused()
+    assert not faults(page)
+    page.keyboard.press("Escape")
+    pick(page, files.images[0])  # whoever asks for an answer is asked again
+    page.keyboard.type("wrong-key")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("did not accept that key")
+    page.keyboard.type("right-key")
+    page.keyboard.press("Enter")
+    answered(page, 1)
+    expect(page.locator(".refused")).to_have_count(0)
+    expect(page.locator("#state")).to_have_text("Live and ready.")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Evaluation report").click()
+    assert "<title>Evaluation</title>" in download.value.path().read_text()
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Live and ready.")
+    expect(dialog).to_be_hidden()
+    assert page.evaluate("localStorage.length") == 0
+    wanted["name"] = "new-key"
+    pick(page, files.images[0])
+    expect(dialog).to_contain_text("did not accept that key")
+    page.get_by_role("button", name="Not now").click()
+    expect(page.locator(".refused")).to_contain_text("An API key is needed.")
+    page.get_by_role("button", name="Enter the API key").click()
+    expect(dialog).to_be_visible()
