@@ -17,6 +17,7 @@ DOCKER ?= docker
 COMPOSE ?= $(DOCKER) compose
 QUIET_RUN = $(COMPOSE) --progress quiet run --rm --no-deps --no-TTY
 SECRET ?=
+PEERS ?=
 FROM ?=
 STACK_TAG ?= dev
 # What the images are labelled with; the commit's time and not the clock's, so that the same code gives the same image.
@@ -24,7 +25,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak bench-serving lint format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -98,6 +99,9 @@ test-e2e: $(VENV)/.installed-dev ## the stack in containers, used by a real brow
 soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifying each time; then take the store away from each
 	SAFELIGHT_SOAK_KILLS=$(KILLS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_soak.py
 	SAFELIGHT_SOAK_OUTAGES=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_outage.py
+
+bench-serving: $(VENV)/.installed ## our server against LitServe, BentoML, Ray Serve, MLServer, mosec (needs wrk, h2load; PEERS=folder)
+	$(BIN)/python -m benchmarks.serving $(if $(PEERS),--environments "$(PEERS)")
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -1,0 +1,180 @@
+"""The servers that ``benchmarks.serving`` compares, and what each is sent: one encoded image.
+
+Each has its own virtual environment, made at first use in a folder that is kept. It sees the packages of the Python
+that runs the benchmark (torch and ONNX Runtime are there once) and puts in front of them what its file in
+``peers/requirements`` names.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[1]
+BOUNDARY = "0123456789abcdef"
+WORKERS = "2"
+QUIET = {"DO_NOT_TRACK": "1", "BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Servers that report to their makers are asked not to."""
+NOT_OURS = ("SAFELIGHT_", "OMP_", "PYTHON", "VIRTUAL_ENV")
+
+
+class Unavailable(Exception):
+    """A peer that cannot be installed or started; its text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A kind of request body: made of an encoded image."""
+
+    kind: str
+    content_type: str
+    of: Callable[[bytes], bytes]
+
+
+def form(field_name: str) -> Body:
+    """A form with one file, as ``curl -F`` sends it."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field_name}"; filename="image"\r\n'
+    start = f"{head}Content-Type: application/octet-stream\r\n\r\n".encode()
+    end = f"\r\n--{BOUNDARY}--\r\n".encode()
+    return Body(f"form-{field_name}", f"multipart/form-data; boundary={BOUNDARY}", lambda image: start + image + end)
+
+
+def inference_protocol(image: bytes) -> bytes:
+    """The Open Inference Protocol's JSON with one image in base64."""
+    tensor = {
+        "name": "image",
+        "shape": [1],
+        "datatype": "BYTES",
+        "parameters": {"content_type": "base64"},
+        "data": [base64.b64encode(image).decode()],
+    }
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+RAW = Body("raw", "application/octet-stream", lambda image: image)
+JSON = Body("json", "application/json", inference_protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server.
+
+    Attributes:
+        name: what it is called in the table, and by ``--servers``.
+        what: how it is used, for a reader of the table.
+        body: what it is sent.
+        path: where to.
+        command: that starts it, after its Python; ``{port}`` and ``{bin}`` are filled in.
+        requirements: its file in ``peers/requirements``.
+        packages: whose versions the table shows.
+        environ: what it needs in its environment besides.
+        label: the class in its answer.
+    """
+
+    name: str
+    what: str
+    body: Body
+    path: str
+    command: Sequence[str]
+    requirements: str
+    packages: Sequence[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    label: Callable[[Any], str] = lambda answer: str(answer["label"])
+
+
+UVICORN = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log")
+
+PEERS = (
+    Peer(
+        "naive",
+        "FastAPI `UploadFile` + torch, 1 process",
+        form("file"),
+        "/predict",
+        (*UVICORN, "naive:app"),
+        "fastapi.txt",
+        ("fastapi", "uvicorn", "torch"),
+    ),
+    Peer(
+        "fastapi-onnx",
+        "FastAPI `UploadFile` + onnxruntime inline, 2 processes",
+        form("file"),
+        "/predict",
+        (*UVICORN, "--workers", WORKERS, "fastapi_onnx:app"),
+        "fastapi.txt",
+        ("fastapi", "uvicorn", "onnxruntime"),
+    ),
+)
+
+OURS = tuple(
+    Peer(
+        name,
+        f"Safelight, {what}, 2 processes",
+        body,
+        "/predict",
+        ("-m", "serving"),
+        "",
+        ("safelight", "fastapi", "uvicorn", "onnxruntime"),
+    )
+    for name, what, body in (("ours-multipart", "multipart", form("image")), ("ours-raw", "raw body", RAW))
+)
+"""The product, which needs no environment of its own: two ways to ask one server."""
+
+
+def installed(peer: Peer, environments: Path) -> Path:
+    """The Python of a peer's environment, which is made if it is not there, or not as required.
+
+    Raises:
+        Unavailable: pip did not manage.
+    """
+    folder = environments / Path(peer.requirements).stem
+    wanted, marker = (HERE / "requirements" / peer.requirements).read_text(encoding="utf-8"), folder / "installed.txt"
+    python = folder / "bin" / "python"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
+        return python
+    print(f"installing {peer.requirements.removesuffix('.txt')} in {folder}", file=sys.stderr)
+    run(peer, sys.executable, "-m", "venv", "--clear", str(folder))
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    shared = folder / "lib" / version / "site-packages" / "shared.pth"
+    shared.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    run(peer, str(python), "-m", "pip", "install", "--quiet", "-r", str(HERE / "requirements" / peer.requirements))
+    marker.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def run(peer: Peer, *command: str) -> str:
+    """What a command of an installation prints.
+
+    Raises:
+        Unavailable: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"{peer.name} cannot be installed: {(done.stderr.strip() or '?').splitlines()[-1]}")
+    return done.stdout
+
+
+def versions(peer: Peer, python: Path) -> str:
+    """Of its packages, as ``name version, …``."""
+    code = "import importlib.metadata, sys; print(*map(importlib.metadata.version, sys.argv[1:]))"
+    found = run(peer, str(python), "-c", code, *peer.packages).split()
+    return ", ".join(f"{name} {version}" for name, version in zip(peer.packages, found, strict=True))
+
+
+def environ_of(peer: Peer, port: int, model: Path, home: Path) -> dict[str, str]:
+    """The whole environment of a peer's process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
+    return kept | {
+        **QUIET,
+        "HOME": str(home),
+        "MODEL_FOLDER": str(model),
+        "PORT": str(port),
+        "PYTHONPATH": os.pathsep.join((str(HERE), str(ROOT))),
+        **peer.environ,
+    }
