@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from benchmarks.serving_peers import Body, Peer, Unavailable, environ_of, installed, versions
+from benchmarks.serving_peers import Body, Peer, Unavailable, environ_of, filled, installed, versions
 from pipeline import inference_server, processes
 from pipeline.settings import Settings
 
@@ -56,9 +56,8 @@ def start_peer(peer: Peer, environments: Path, model: Path, home: Path, image: b
     """
     python = installed(peer, environments)
     port = processes.free_port(8100)
-    given = [part.format(port=port, bin=python.parent) for part in peer.command]
-    command = [str(python), *given]
-    environ = environ_of(peer, port, model, home)
+    command = [str(python), *(filled(part, port, python) for part in peer.command)]
+    environ = environ_of(peer, port, python, model, home)
     return started(peer, versions(peer, python), command, environ, port=port, image=image, home=home)
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import processes
+
 HERE = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "0123456789abcdef"
@@ -46,6 +48,11 @@ def form(field_name: str) -> Body:
     return Body(f"form-{field_name}", f"multipart/form-data; boundary={BOUNDARY}", lambda image: start + image + end)
 
 
+def base64_of(image: bytes) -> str:
+    """For JSON, which has no bytes."""
+    return base64.b64encode(image).decode()
+
+
 def inference_protocol(image: bytes) -> bytes:
     """The Open Inference Protocol's JSON with one image in base64."""
     tensor = {
@@ -53,13 +60,12 @@ def inference_protocol(image: bytes) -> bytes:
         "shape": [1],
         "datatype": "BYTES",
         "parameters": {"content_type": "base64"},
-        "data": [base64.b64encode(image).decode()],
+        "data": [base64_of(image)],
     }
     return json.dumps({"inputs": [tensor]}).encode()
 
 
 RAW = Body("raw", "application/octet-stream", lambda image: image)
-JSON = Body("json", "application/json", inference_protocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +77,10 @@ class Peer:
         what: how it is used, for a reader of the table.
         body: what it is sent.
         path: where to.
-        command: that starts it, after its Python; ``{port}`` and ``{bin}`` are filled in.
+        command: that starts it, after its Python; ``filled`` fills its braces in.
         requirements: its file in ``peers/requirements``.
         packages: whose versions the table shows.
-        environ: what it needs in its environment besides.
+        environ: what it needs in its environment besides, with braces too.
         label: the class in its answer.
     """
 
@@ -109,6 +115,54 @@ PEERS = (
         (*UVICORN, "--workers", WORKERS, "fastapi_onnx:app"),
         "fastapi.txt",
         ("fastapi", "uvicorn", "onnxruntime"),
+    ),
+    Peer(
+        "ray",
+        "Ray Serve, 2 replicas, batches",
+        RAW,
+        "/",
+        ("{here}/ray_app.py",),
+        "ray.txt",
+        ("ray", "onnxruntime"),
+        {"RAY_SERVE_LOG_TO_STDERR": "0"},
+    ),
+    Peer(
+        "bentoml",
+        "BentoML, 2 workers, PIL image",
+        form("image"),
+        "/classify",
+        ("-m", "bentoml", "serve", "bentoml_app:ImageClassifier", "--host", "127.0.0.1", "--port", "{port}"),
+        "bentoml.txt",
+        ("bentoml", "onnxruntime"),
+    ),
+    Peer(
+        "litserve",
+        "LitServe, 2 workers, base64 in JSON, batches",
+        Body("litserve", "application/json", lambda image: json.dumps({"image_data": base64_of(image)}).encode()),
+        "/predict",
+        ("{here}/litserve_app.py",),
+        "litserve.txt",
+        ("litserve", "onnxruntime"),
+    ),
+    Peer(
+        "mlserver",
+        "MLServer, 2 workers, base64 in JSON, batches",
+        Body("mlserver", "application/json", inference_protocol),
+        "/v2/models/served/infer",
+        ("{bin}/mlserver", "start", "{here}/mlserver"),
+        "mlserver.txt",
+        ("mlserver", "onnxruntime"),
+        {"MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{second}", "MLSERVER_METRICS_PORT": "{third}"},
+        lambda answer: str(answer["outputs"][0]["data"][0]),
+    ),
+    Peer(
+        "mosec",
+        "mosec, 2 workers, raw body, batches",
+        RAW,
+        "/inference",
+        ("{here}/mosec_app.py", "--address", "127.0.0.1", "--port", "{port}"),
+        "mosec.txt",
+        ("mosec", "onnxruntime"),
     ),
 )
 
@@ -167,7 +221,13 @@ def versions(peer: Peer, python: Path) -> str:
     return ", ".join(f"{name} {version}" for name, version in zip(peer.packages, found, strict=True))
 
 
-def environ_of(peer: Peer, port: int, model: Path, home: Path) -> dict[str, str]:
+def filled(text: str, port: int, python: Path) -> str:
+    """With a port that is the peer's, two more that are free, its programs' folder and that of this comparison."""
+    ports = {"port": port, "second": processes.free_port(0), "third": processes.free_port(0)}
+    return text.format(**ports, bin=python.parent, here=HERE)
+
+
+def environ_of(peer: Peer, port: int, python: Path, model: Path, home: Path) -> dict[str, str]:
     """The whole environment of a peer's process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
     return kept | {
@@ -176,5 +236,5 @@ def environ_of(peer: Peer, port: int, model: Path, home: Path) -> dict[str, str]
         "MODEL_FOLDER": str(model),
         "PORT": str(port),
         "PYTHONPATH": os.pathsep.join((str(HERE), str(ROOT))),
-        **peer.environ,
+        **{name: filled(value, port, python) for name, value in peer.environ.items()},
     }
