@@ -65,6 +65,12 @@ def inference_protocol(image: bytes) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
+def json_body(field_name: str) -> Body:
+    """An object with the image in base64."""
+    kind = f"json-{field_name}"
+    return Body(kind, "application/json", lambda image: json.dumps({field_name: base64_of(image)}).encode())
+
+
 RAW = Body("raw", "application/octet-stream", lambda image: image)
 
 
@@ -124,7 +130,16 @@ PEERS = (
         ("{here}/ray_app.py",),
         "ray.txt",
         ("ray", "onnxruntime"),
-        {"RAY_SERVE_LOG_TO_STDERR": "0"},
+    ),
+    Peer(
+        "ray-haproxy",
+        "the same with its options for throughput",  # its HAProxy listens on all addresses
+        RAW,
+        "/",
+        ("{here}/ray_app.py",),
+        "ray.txt",
+        ("ray", "onnxruntime"),
+        {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
     ),
     Peer(
         "bentoml",
@@ -138,7 +153,7 @@ PEERS = (
     Peer(
         "litserve",
         "LitServe, 2 workers, base64 in JSON, batches",
-        Body("litserve", "application/json", lambda image: json.dumps({"image_data": base64_of(image)}).encode()),
+        json_body("image_data"),
         "/predict",
         ("{here}/litserve_app.py",),
         "litserve.txt",
@@ -157,10 +172,19 @@ PEERS = (
     ),
     Peer(
         "mosec",
-        "mosec, 2 workers, raw body, batches",
-        RAW,
+        "mosec, 2 + 2 workers in two stages, base64 in JSON, batches",
+        json_body("image"),
         "/inference",
         ("{here}/mosec_app.py", "--address", "127.0.0.1", "--port", "{port}"),
+        "mosec.txt",
+        ("mosec", "onnxruntime"),
+    ),
+    Peer(
+        "mosec-raw",
+        "mosec, 2 workers in one stage, raw body, batches",
+        RAW,
+        "/inference",
+        ("{here}/mosec_raw_app.py", "--address", "127.0.0.1", "--port", "{port}"),
         "mosec.txt",
         ("mosec", "onnxruntime"),
     ),
