@@ -3,11 +3,11 @@
 All servers are up at once, with the same exported weights, and are visited in turn by wrk, which sends them one encoded
 image per request, a hundred different ones over and over. Before that each must give every image the same class. A
 visit's figure is compared with that of the naive server (FastAPI + torch) in the same round; the table shows the median
-of these ratios, and the medians of the rest.
+of these ratios, and the medians of the rest. ``--overload`` adds a second table (``serving_overload``).
 
 The other servers come from the package registry at first use, each into an environment of its own
-(``--environments``); one that cannot be had is named, and the rest goes on. wrk must be there
-(``apt-get install wrk``). Nothing is refused on a busy machine: its load is told.
+(``--environments``); one that cannot be had is named, and the rest goes on. wrk and h2load must be there
+(``apt-get install wrk nghttp2-client``). Nothing is refused on a busy machine: its load is told.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.own_store import own_store, rounds
 from benchmarks.serving_alone import alone
 from benchmarks.serving_fleet import Server, labels, proportional_memory, start_ours, start_peer, stop
 from benchmarks.serving_load import Visit, visit, write_bodies
+from benchmarks.serving_overload import print_storms, storm
 from benchmarks.serving_peers import OURS, PEERS, Unavailable
 from benchmarks.serving_table import Row, print_table
 from pipeline.settings import Settings
@@ -51,7 +52,9 @@ def main() -> None:
             write_bodies(scratch / "bodies", server.peer.body, images)
         bound = stack.enter_context(alone(model)) if ALONE in options.servers else None
         rows = measured(fleet, bound, scratch / "bodies", options)
-    print_table(rows, options.reference)
+        print_table(rows, options.reference)
+        if options.overload:
+            print_storms([storm(server, scratch / "bodies", images[0], options.seconds) for server in fleet])
     if options.json:
         options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1), encoding="utf-8")
 
@@ -66,6 +69,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each visit")
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is visited")
+    parser.add_argument("--overload", action="store_true", help="also: what becomes of them at 512 connections")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "safelight-bench-serving")
     parser.add_argument("--json", type=Path, help="a file for the figures of every visit")
     options = parser.parse_args()
