@@ -4,7 +4,7 @@ Creating is idempotent, so that every entry point may ask for its buckets withou
 right to create is needed for buckets that exist.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from minio.credentials.providers import StaticProvider
 from minio.error import InvalidResponseError, MinioAdminException, MinioException, S3Error, ServerError
 from minio.lifecycleconfig import (
     AbortIncompleteMultipartUpload,
+    Expiration,
     LifecycleConfig,
     NoncurrentVersionExpiration,
     Rule,
@@ -72,14 +73,30 @@ def create_buckets(
 
 
 def expire_old_versions(
-    endpoint: str, access_key: str, secret_key: str, region: str, names: Iterable[str], *, days: int
+    endpoint: str,
+    access_key: str,
+    secret_key: str,
+    region: str,
+    names: Iterable[str],
+    *,
+    days: int,
+    lives: Mapping[str, int] | None = None,
 ) -> None:
     """Have replaced and removed objects go for good, and unfinished uploads given up, after ``days``.
+
+    Args:
+        endpoint: of the store, as ``http://host:port``.
+        access_key: of an administrator.
+        secret_key: of the same.
+        region: of the buckets.
+        names: of the buckets.
+        days: how long what was replaced or removed can be brought back.
+        lives: by the name of a bucket, after how many days any object in it is removed.
 
     Raises:
         StoreError: the store refuses, or does not answer.
     """
-    rule = Rule(
+    old = Rule(
         ENABLED,
         rule_filter=Filter(prefix=""),
         rule_id="safelight-old-versions",
@@ -87,11 +104,19 @@ def expire_old_versions(
         abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=days),
     )
     for name in names:
+        life = (lives or {}).get(name)
+        rules = [old, _end_of_life(life)] if life else [old]
         with (
             _explained(endpoint, name),
             _client(endpoint, access_key, secret_key, region, timeout_s=10) as client,
         ):
-            client.set_bucket_lifecycle(name, LifecycleConfig([rule]))
+            client.set_bucket_lifecycle(name, LifecycleConfig(rules))
+
+
+def _end_of_life(days: int) -> Rule:
+    return Rule(
+        ENABLED, rule_filter=Filter(prefix=""), rule_id="safelight-end-of-life", expiration=Expiration(days=days)
+    )
 
 
 def announce_uploads(endpoint: str, access_key: str, secret_key: str, region: str, name: str, *, queue: str) -> None:

@@ -82,12 +82,14 @@ def store_gc(
     """List what nothing refers to, or remove it."""
     from pipeline import garbage, unreferenced
 
+    settings, zones = open_all()
+    kept_days = settings.predictions_retention_days
     limits = unreferenced.Limits(
         older_than=timedelta(hours=older_than),
         quarantine=timedelta(days=quarantine_days),
         abandoned=None if abandoned_days is None else timedelta(days=abandoned_days),
+        predictions=timedelta(days=kept_days) if kept_days else None,
     )
-    settings, zones = open_all()
     with console.progress() as on_progress:
         swept = garbage.sweep(zones, settings, limits, remove=delete, on_progress=on_progress)
     for sentence in swept.left_alone:

@@ -145,6 +145,12 @@ def _heaps(zones: Zones, now: Mapping[Zone, datetime], limits: Limits, cache: Pa
             partial(_find_in_model, zones.models, model, now["models"], limits),
             partial(registry.hold, zones.models, model),
         )
+    for model in zones.predictions.folders() if limits.predictions else ():
+        yield Heap(
+            f"prediction log of {model}",
+            zones.predictions,
+            partial(_find_predictions, zones.predictions, model, now["models"], limits),
+        )
     for zone in READ_BACK_ZONES:
         store: Store = getattr(zones, zone)
         yield Heap(f"zone {zone}", store, partial(_find_scratch, store, zone, now[zone], limits))
@@ -179,6 +185,16 @@ def _find_in_run(store: Store, run: str, now: datetime, limits: Limits) -> list[
 def _find_in_model(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
     live = {version for version in aliases.list_aliases(store, model).values() if version}
     return unreferenced.model_garbage(list(store.listing(model)), live, now, limits)
+
+
+def _find_predictions(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
+    """Nobody needs a file of a past day to stay, and none is written any more: no lease."""
+    days = unreferenced.days_of_predictions(store.folders(model), now, limits)
+    return [
+        unreferenced.garbage("predictions", "predictions of days that are kept no more", each)
+        for day in days
+        for each in store.listing(f"{model}/{day}")
+    ]
 
 
 def _find_scratch(store: Store, zone: Zone, now: datetime, limits: Limits) -> list[Garbage]:

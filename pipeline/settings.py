@@ -61,6 +61,8 @@ class Settings(BaseModel):
         public_url: where people's browsers find the inference server; links to reports need it.
         prefect_port: preferred port of the demo's Prefect server.
         store_port: preferred port of the embedded object store.
+        predictions_retention_days: how long the log of predictions is kept, in days; 0 keeps it for good. The stack's
+            store removes it by itself, `safelight store gc --delete` does elsewhere.
         uploads_quiet_s: how long nothing must change in a dataset before its uploads are trained on, in seconds.
         uploads_longest_s: how long uploads may go on before they are trained on all the same, in seconds.
         uploads_poll_s: how often the images zone is looked at for uploads, in seconds.
@@ -94,6 +96,7 @@ class Settings(BaseModel):
     public_url: Annotated[str, AfterValidator(_refuse_odd_url)] | None = None
     prefect_port: int = Field(4200, ge=1, le=65535)
     store_port: int = Field(8333, ge=1, le=65535)
+    predictions_retention_days: int = Field(90, ge=0, le=36500)
     uploads_quiet_s: float = Field(20.0, ge=1, le=3600)
     uploads_longest_s: float = Field(600.0, ge=1, le=86400)
     uploads_poll_s: float = Field(15.0, ge=1, le=3600)

@@ -35,7 +35,8 @@ def initialise(
     Args:
         settings: of the store, with its root's credentials.
         keys: access key and secret key of each user.
-        versioning: the buckets keep what is replaced or removed, for ``KEPT_DAYS``.
+        versioning: the buckets keep what is replaced or removed, for ``KEPT_DAYS``; and predictions go after the days
+            that the settings say.
         webhook: have the store tell of uploads.
 
     Raises:
@@ -56,7 +57,10 @@ def initialise(
     names = [bucket(zone) for zone in ZONES]
     patience(partial(buckets.create_buckets, *root, names, versioning=versioning), "creating the buckets")
     if versioning:
-        patience(partial(buckets.expire_old_versions, *root, names, days=KEPT_DAYS), "bounding the age of old versions")
+        kept = settings.predictions_retention_days
+        lives = {bucket("predictions"): kept} if kept else {}
+        bound = partial(buckets.expire_old_versions, *root, names, days=KEPT_DAYS, lives=lives)
+        patience(bound, "bounding the age of old versions")
     for user, key in keys.items():
         add = partial(buckets.set_user, *root, user, key=key, policy=policy(user))
         patience(add, f"setting the rights of {user}")

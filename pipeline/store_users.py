@@ -31,7 +31,8 @@ _PAST: frozenset[Right] = frozenset({"list", "read", "history"})
 
 RIGHTS: Mapping[StoreUser, Mapping[Zone, frozenset[Right]]] = {
     "worker": _PIPELINE,
-    "cli": _PIPELINE,
+    # Whoever runs `safelight store gc` removes old predictions.
+    "cli": _PIPELINE | {"predictions": _SEEN | {"delete"}},
     "serving": {"models": _SEEN, "predictions": frozenset({"write"})},
     "people": {
         "images": _ALL | _PAST,

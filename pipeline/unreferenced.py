@@ -7,8 +7,8 @@ all of an unfinished one, unless a person gives a limit for these; and whatever 
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Sequence
+from datetime import date, datetime, timedelta
 
 from pipeline import checkpoints, packing, registry, training_runs
 from pipeline.artifacts import Record
@@ -29,12 +29,14 @@ class Limits(Record):
     Attributes:
         older_than: for all that is not named below.
         quarantine: lists of images that were left out; the next preparation writes its list again.
+        predictions: files of the prediction log, by the day that their key names; None keeps them all.
         abandoned: since the last checkpoint of an unfinished training run; None keeps them all.
     """
 
     older_than: timedelta = timedelta(hours=24)
     quarantine: timedelta = timedelta(days=30)
     abandoned: timedelta | None = None
+    predictions: timedelta | None = None
 
 
 class Garbage(Record):
@@ -103,6 +105,23 @@ def model_garbage(
         if registry.VERSION_ID.fullmatch(version) and not (complete or young or version in live):
             found += [garbage("models", "files of versions without a manifest", each) for each in files]
     return found
+
+
+def days_of_predictions(folders: Iterable[str], now: datetime, limits: Limits) -> list[str]:
+    """Which of the folders of a model's prediction log, ``date=YYYY-MM-DD``, are of days that are kept no more."""
+    if limits.predictions is None:
+        return []
+    last = (now - limits.predictions).date()
+    return [folder for folder in folders if (day := _day(folder)) and day < last]
+
+
+def _day(folder: str) -> date | None:
+    """The day that a folder is named after; None where it is named otherwise."""
+    name, _, day = folder.partition("=")
+    try:
+        return date.fromisoformat(day) if name == "date" else None
+    except ValueError:
+        return None
 
 
 def _left_turns(zone: Zone, listing: Sequence[StoredObject], now: datetime, limits: Limits) -> list[Garbage]:

@@ -36,6 +36,10 @@ class ServingSettings(BaseModel):
             once. By default as long as 64 images take, 10 ms at least and 2 s at most.
         processes: that answer on the one port.
         cache: folder for the last version that answered, to start from while the store is away; none by default.
+        log: keep a record of every answer in the predictions zone; by default where the settings of the store say where
+            that zone is.
+        log_flush_s: how long a row of it may wait until it is stored, in seconds.
+        log_images: keep the images as well, as they were sent: see that you may.
         drain_s: how long the server still answers after SIGTERM while it says that it is not ready, in seconds.
     """
 
@@ -53,6 +57,9 @@ class ServingSettings(BaseModel):
     queue_ms: int | None = Field(None, ge=1, le=60_000)
     processes: int = Field(1, ge=1, le=64)
     cache: Path | None = None
+    log: bool | None = None
+    log_flush_s: float = Field(60.0, ge=1, le=3600)
+    log_images: bool = False
     drain_s: float = Field(0.0, ge=0, le=3600)
 
     @model_validator(mode="after")

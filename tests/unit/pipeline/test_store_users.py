@@ -42,6 +42,12 @@ def test_the_worker_writes_everything_but_predictions() -> None:
     assert _may("worker", "PutObject") == _may("worker", "DeleteObject") == set(ZONES) - {"predictions"}
 
 
+def test_the_log_of_predictions_is_written_by_serving_and_removed_from_the_command_line_alone() -> None:
+    """Nobody rewrites it, who writes it removes nothing, and whom the pipeline runs as does neither."""
+    assert {user for user in STORE_USERS if "predictions" in _may(user, "PutObject")} == {"serving"}
+    assert {user for user in STORE_USERS if "predictions" in _may(user, "DeleteObject")} == {"cli"}
+
+
 def test_people_read_all_and_change_images() -> None:
     """Past versions are for people to bring back."""
     assert _may("people", "GetObject") == _may("people", "GetObjectVersion") == set(ZONES)
