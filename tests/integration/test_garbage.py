@@ -328,3 +328,21 @@ def test_the_command_lists_first_and_removes_when_told(
     assert [each["key"] for each in json.loads(removed.stdout)["garbage"]] == [lost]
     assert zones.datasets.head(lost) is None
     refuse_broken(zones)
+
+
+def test_the_command_removes_predictions_of_days_that_are_kept_no_more(
+    zones: Zones, zone_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the day in the key and the setting; what else lies in the zone, and younger days, stay."""
+    now = garbage.store_time(zones.models)
+    days = [(now - timedelta(days=age)).date() for age in (0, 7, 8, 400)]
+    keys = [f"shapes/date={day}/replica-1-{number}.parquet" for number, day in enumerate(days)]
+    for key in (*keys, "shapes/notes.txt"):
+        zones.predictions.put(key, b"rows")
+    for kept_days, gone in ((0, []), (7, keys[2:])):
+        settings = zone_settings.model_copy(update={"predictions_retention_days": kept_days})
+        monkeypatch.setattr(cli_store, "open_all", lambda settings=settings: (settings, zones))
+        removed = CliRunner().invoke(cli_store.app, ["gc", "--delete", "--json"])
+        found = [each for each in json.loads(removed.stdout)["garbage"] if each["zone"] == "predictions"]
+        assert sorted(each["key"] for each in found) == sorted(gone)
+    assert [each.key for each in zones.predictions.listing("shapes")] == sorted([*keys[:2], "shapes/notes.txt"])

@@ -38,6 +38,12 @@ def test_buckets_keep_versions_and_a_second_time_changes_nothing(store_settings:
         assert lifecycle is not None
         kept = [rule.noncurrent_version_expiration for rule in lifecycle.rules]
         assert [each.noncurrent_days for each in kept if each] == [store_init.KEPT_DAYS]
+        ends = [rule.expiration.days for rule in lifecycle.rules if rule.expiration]
+        assert ends == ([store_settings.predictions_retention_days] if zone == "predictions" else [])
+    store_init.initialise(store_settings.model_copy(update={"predictions_retention_days": 0}), {})
+    lifecycle = client.get_bucket_lifecycle(bucket("predictions"))
+    assert lifecycle is not None
+    assert not any(rule.expiration for rule in lifecycle.rules)
 
 
 def test_a_store_without_that_administration_is_named(store_settings: Settings) -> None:

@@ -20,6 +20,7 @@ def test_everything_can_be_set() -> None:
     """Each documented variable arrives."""
     names = {"ALIAS": "challenger", "HOST": "::1", "PORT": "81", "POLL_S": "0.5", "TOP_K": "3", "MAX_BODY_MB": "7"}
     names |= {"THREADS": "2", "PROCESSES": "3", "QUEUE_MS": "250", "CACHE": "/var/cache/x", "DRAIN_S": "1.5"}
+    names |= {"LOG": "off", "LOG_FLUSH_S": "10", "LOG_IMAGES": "on"}
     environ = MODEL | {f"SAFELIGHT_SERVING_{name}": value for name, value in names.items()}
     settings = ServingSettings.from_environ(environ)
     assert settings.model_dump() == {
@@ -35,6 +36,9 @@ def test_everything_can_be_set() -> None:
         "queue_ms": 250,
         "processes": 3,
         "cache": Path("/var/cache/x"),
+        "log": False,
+        "log_flush_s": 10,
+        "log_images": True,
         "drain_s": 1.5,
     }
 
