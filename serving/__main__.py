@@ -14,7 +14,7 @@ from pipeline.errors import InvalidSettings
 from pipeline.settings import Settings
 from pipeline.store import Store
 from serving.board import Board, new_board_file
-from serving.entry import models_zone, prepare_process
+from serving.entry import models_zone, predictions_zone, prepare_process
 from serving.listener import listen, url
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
@@ -30,7 +30,7 @@ def main(environ: Mapping[str, str]) -> int:
     try:
         settings = ServingSettings.from_environ(environ)
         _refuse_no_store(environ)
-        models = models_zone(environ)
+        models, predictions = models_zone(environ), predictions_zone(environ, settings.log)
         listener = listen(settings)
     except InvalidSettings as error:
         return _refused(str(error), 2)
@@ -39,18 +39,18 @@ def main(environ: Mapping[str, str]) -> int:
     # Connections made from now on wait in the listener's queue.
     log.info("model %s answers at %s", settings.model, url(settings.host, listener))
     if settings.processes == 1:
-        _serve_alone(settings, models, listener)
+        _serve_alone(settings, models, predictions, listener)
     else:
         _serve_with_several(settings, models, listener, environ)
     return 0
 
 
-def _serve_alone(settings: ServingSettings, models: Store, listener: socket.socket) -> None:
+def _serve_alone(settings: ServingSettings, models: Store, predictions: Store | None, listener: socket.socket) -> None:
     # Here, because the parent of several processes needs none of what these bring.
     from serving.app import create_app  # noqa: PLC0415
     from serving.worker import serve  # noqa: PLC0415
 
-    serve(create_app(settings, models), listener, settings, alone=True)
+    serve(create_app(settings, models, predictions), listener, settings, alone=True)
 
 
 def _serve_with_several(

@@ -19,6 +19,7 @@ from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
 from serving.page import page_router
 from serving.participant import Participant
+from serving.prediction_log import PredictionLog
 from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT, answer_problems
 from serving.routes import Server, router
@@ -35,39 +36,45 @@ BEAT_S: Final = 0.25
 LOOK_S: Final = 0.02
 
 
-def create_app(settings: ServingSettings, models: Store) -> FastAPI:
+def create_app(settings: ServingSettings, models: Store, predictions: Store | None = None) -> FastAPI:
     """The server as an ASGI application in one process; it follows the alias between its start-up and its shutdown.
 
     Args:
         settings: of this server.
         models: the models zone; opened without patience, since the watch looks again anyway.
+        predictions: the zone to log answers to, opened without patience as well; None to log none.
     """
     board, shelf = Board(new_board_file(1)), Shelf.new()
     watch = ModelWatch(models, settings, board, shelf)
     participant = Participant(board, shelf, 0, os.getpid(), threads=settings.threads)
-    return create_worker_app(settings, models, participant, watch)
+    return create_worker_app(settings, models, participant, watch, predictions)
 
 
 def create_worker_app(
-    settings: ServingSettings, models: Store, participant: Participant, watch: ModelWatch | None = None
+    settings: ServingSettings,
+    models: Store,
+    participant: Participant,
+    watch: ModelWatch | None = None,
+    predictions: Store | None = None,
 ) -> FastAPI:
     """The application of one process of several; without a ``watch``, another process coordinates.
 
     ``/docs`` needs no internet: fastapi-offline brings Swagger UI's files, which FastAPI's own page loads from a CDN.
     """
+    counts = Counts(participant.board.counts(participant.seat))
+    log = prediction_log(settings, predictions, counts)
     app = FastAPIOffline(
         redoc_url=None,
         title=f"Safelight: {settings.model}",
         description=DESCRIPTION,
         version="1",
-        lifespan=_lifespan(participant, watch),
+        lifespan=_lifespan(participant, watch, log),
         # In place of FastAPI's own description of a 422, which we never send.
         responses={"4XX": {"description": "Any other problem with the request.", "content": PROBLEM_CONTENT}},
     )
     app.include_router(router)
     app.include_router(page_router(settings.model))
     answer_problems(app)
-    counts = Counts(participant.board.counts(participant.seat))
     app.add_middleware(Front, counts=counts)
     app.openapi()["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
     threads = settings.threads or cores.share(cores.of_this_machine(), settings.processes)
@@ -76,19 +83,38 @@ def create_worker_app(
         settings,
         models,
         participant,
-        Predictor(participant, counts, threads=threads, top_k=settings.top_k, queue_s=queue_s, model=settings.model),
+        Predictor(
+            participant,
+            counts,
+            threads=threads,
+            top_k=settings.top_k,
+            queue_s=queue_s,
+            model=settings.model,
+            log=log,
+        ),
         counts,
         exposition(participant, settings.model),
     )
     return app
 
 
+def prediction_log(settings: ServingSettings, predictions: Store | None, counts: Counts) -> PredictionLog | None:
+    """The log of one process, as the settings want it; None without a zone to log to."""
+    if predictions is None:
+        return None
+    return PredictionLog(
+        predictions, settings.model, settings.log_flush_s, counts.log_dropped, images=settings.log_images
+    )
+
+
 def _lifespan(
-    participant: Participant, watch: ModelWatch | None
+    participant: Participant, watch: ModelWatch | None, log: PredictionLog | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         participant.start()
+        if log:
+            log.start()
         beating = asyncio.create_task(_beat(participant))
         if watch:
             watch.start()
@@ -101,6 +127,8 @@ def _lifespan(
                 watch.stop()
             participant.stop()
             app.state.server.predictor.close()
+            if log:
+                log.stop()
 
     return lifespan
 

@@ -32,6 +32,25 @@ def models_zone(environ: Mapping[str, str]) -> Store:
     return open_store(settings.zone_url("models"), settings.model_copy(update={"store_patience_s": 0.0}))
 
 
+def predictions_zone(environ: Mapping[str, str], wanted: bool | None) -> Store | None:
+    """The zone that predictions are logged to, opened without patience; None where they are not.
+
+    Args:
+        environ: names the store.
+        wanted: whether predictions are logged; None: where it is said where that zone is. A bucket of our own name in
+            a store that is everybody's may be anybody's.
+
+    Raises:
+        InvalidSettings: a setting of the store is wrong.
+    """
+    settings = Settings.from_environ(environ)
+    if wanted is None:
+        wanted = bool(settings.predictions_url or settings.store_url or settings.s3_endpoint)
+    if not wanted:
+        return None
+    return open_store(settings.zone_url("predictions"), settings.model_copy(update={"store_patience_s": 0.0}))
+
+
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     """Before uvicorn handles signals itself."""
     del number, frame

@@ -1,10 +1,10 @@
 """The prediction log: what was answered, to the predictions zone as Parquet, off the hot path.
 
-- **``note`` only appends**, under a lock that nobody holds for longer than an append. A thread turns what was noted into
-  Arrow columns, a few hundred rows at a time, and into a file every ``flush_s`` seconds or ``FILE_ROWS`` rows, whichever
-  comes first; another thread stores the files (``prediction_outbox``), so that a store that hangs holds up neither.
-- **Bounded**: calls that wait to become columns, columns that wait to become a file, files that wait for the store; each
-  in bytes, the first two also in rows. Beyond a bound the oldest rows go, and are counted.
+- **``note`` only appends**, under a lock that nobody holds for longer than an append. A thread turns what was noted
+  into Arrow columns, a few hundred rows at a time, and into a file every ``flush_s`` seconds or ``FILE_ROWS`` rows,
+  whichever comes first; another thread stores the files (``prediction_outbox``): a store that hangs holds up neither.
+- **Bounded**: calls that wait to become columns, columns that wait to become a file, files that wait for the store;
+  each in bytes, the first two also in rows. Beyond a bound the oldest rows go, and are counted.
 - **Complete under a normal stop**, in ``STOP_S`` at most. A process that is killed loses what it had not stored, and
   leaves no half file: a file is one request.
 - The date in a key is the UTC day of its rows: a flush that spans midnight is two files.
@@ -18,16 +18,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import numpy as np
 from arro3.core import RecordBatch
+from numpy.typing import NDArray
 
 from pipeline.store import Store
+from serving.live_model import Answers
 from serving.prediction_outbox import File, Outbox
 from serving.prediction_rows import Noted, batch, by_day, key, parquet, size
-
-if TYPE_CHECKING:
-    from serving.live_model import Answers
+from serving.uploads import Upload
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +96,17 @@ class PredictionLog:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
 
-    def note(self, answers: "Answers", request_id: str, images: Sequence[bytes] | None = None) -> None:
+    def note(self, answers: Answers, request_id: str, sent: Sequence[Upload | NDArray[np.uint8]] | None = None) -> None:
         """Log the answers to one call, made just now. Safe on any thread; never waits for the store.
 
         Args:
             answers: to all images of the call.
             request_id: of the call.
-            images: as they were sent; kept only where images are logged.
+            sent: its images, kept where images are logged; of pixels, which are no image file, there is only the row.
         """
-        kept = images if self.images else None
+        kept = None
+        if self.images and sent:
+            kept = [image.data if isinstance(image, Upload) else None for image in sent]
         noted = Noted(self._clock(), request_id, answers, kept)
         rows, taken = _weight(noted)
         with self._lock:
@@ -207,4 +210,4 @@ def _weight(noted: Noted) -> tuple[int, int]:
     """Rows and bytes of what was noted."""
     rows = len(noted.answers.digests)
     taken = rows * ROW_BYTES + noted.answers.probabilities.nbytes
-    return rows, taken + sum(map(len, noted.images)) if noted.images else taken
+    return rows, taken + sum(len(image or b"") for image in noted.images) if noted.images else taken

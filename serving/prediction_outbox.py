@@ -82,7 +82,9 @@ class Outbox:
             rows = sum(each.rows for each in self._files)
             self._files.clear()
         if rows:
-            log.warning("%d rows of the prediction log were not stored: the object store did not take them in time", rows)
+            log.warning(
+                "%d rows of the prediction log were not stored: the object store did not take them in time", rows
+            )
             self._lost(rows)
 
     def _run(self) -> None:

@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from io import BytesIO
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from arro3.core import Array, DataType, RecordBatch, Table
 from arro3.io import write_parquet
 
-if TYPE_CHECKING:
-    from serving.live_model import Answers
+from serving.live_model import Answers
 
 MICROSECONDS: Final = 1_000_000
 COMPRESSION: Final = "zstd(1)"
@@ -50,13 +49,13 @@ class Noted(NamedTuple):
         at: when it was answered, in seconds since the epoch.
         request_id: of the call.
         answers: to its images.
-        images: as they were sent; None where images are not logged.
+        images: as they were sent; None where images are not logged, and for pixels.
     """
 
     at: float
     request_id: str
-    answers: "Answers"
-    images: Sequence[bytes] | None
+    answers: Answers
+    images: Sequence[bytes | None] | None
 
 
 def by_day(noted: Sequence[Noted]) -> dict[date, list[Noted]]:

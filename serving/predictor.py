@@ -24,6 +24,7 @@ from serving.counts import Counts
 from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
 from serving.live_model import Answers, LiveModel
 from serving.participant import JOIN_S, Participant
+from serving.prediction_log import PredictionLog
 from serving.slow_lane import SlowLane, taken
 from serving.status import nothing_live
 
@@ -43,6 +44,7 @@ class Predictor:
         top_k: int,
         model: str,
         queue_s: float | None = None,
+        log: PredictionLog | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -53,12 +55,14 @@ class Predictor:
             top_k: classes that an answer names.
             model: its name.
             queue_s: what a standing queue may take; None for what suits the model.
+            log: of all answers; None to keep none.
         """
         cv2.setNumThreads(1)
         self._participant = participant
         self._counts = counts
         self._top_k = top_k
         self._model = model
+        self._log = log
         self._admission = Admission(queue_s)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._slow = SlowLane(participant, self._compute, self._finish_soon)
@@ -196,6 +200,8 @@ class Predictor:
             self._counts.stage("queue", begun - job.queued)
             if isinstance(outcome, Answers):
                 self._counts.predicted(outcome, ended - job.call.begun)
+                if self._log:
+                    self._log.note(outcome, job.call.request_id, job.sent)
                 self._admission.leave(len(job.sent), job.size)
                 job.done(outcome)
             else:

@@ -27,7 +27,7 @@ from fastapi import FastAPI
 
 from serving.app import create_worker_app
 from serving.board import Board
-from serving.entry import FINISH_S, models_zone, prepare_process
+from serving.entry import FINISH_S, models_zone, predictions_zone, prepare_process
 from serving.express import Express
 from serving.listener import BACKLOG, inherited
 from serving.model_files import Shelf
@@ -46,7 +46,8 @@ def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
     settings = ServingSettings.from_environ(environ)
     participant = Participant(Board(board), Shelf((first, second)), seat, os.getpid(), threads=settings.threads)
     threading.Thread(target=_end_with, args=[lifeline], name="lifeline", daemon=True).start()
-    app = create_worker_app(settings, models_zone(environ), participant)
+    predictions = predictions_zone(environ, settings.log)
+    app = create_worker_app(settings, models_zone(environ), participant, predictions=predictions)
     serve(app, inherited(listener), settings, alone=False)
     return 0
 

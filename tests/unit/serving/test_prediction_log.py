@@ -16,6 +16,7 @@ from pipeline.errors import AccessDenied, StoreUnavailable
 from pipeline.store import Store
 from serving import prediction_log, prediction_outbox
 from serving.prediction_log import FILE_ROWS, WAITING_ROWS, PredictionLog
+from serving.uploads import Upload
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 
@@ -83,7 +84,9 @@ def test_every_image_of_every_call_is_a_row() -> None:
     for row, probabilities in zip(found, given.probabilities, strict=False):
         assert row["label"] == given.live.manifest.classes[int(probabilities.argmax())]
         assert row["probability"] == float(probabilities.max())
-    assert {(row["model"], row["model_version"], row["dataset_version"]) for row in found} == {(MODEL, VERSION, DATASET)}
+    assert {(row["model"], row["model_version"], row["dataset_version"]) for row in found} == {
+        (MODEL, VERSION, DATASET)
+    }
     assert {row["time"] for row in found} == {datetime.fromtimestamp(NOON, UTC)}
     assert "image" not in found[0]
     assert lost == []
@@ -94,7 +97,7 @@ def test_images_are_logged_where_that_is_on_alone() -> None:
     for images in (True, False):
         store = Refusing()
         with logging_to(store, [], images=images) as log:
-            log.note(answers([image(1), image(2)]), "call", [image(1), image(2)])
+            log.note(answers([image(1), image(2)]), "call", [Upload("", image(1)), Upload("", image(2))])
         assert [row.get("image") for row in rows(store)] == ([image(1), image(2)] if images else [None, None])
 
 
@@ -152,7 +155,7 @@ def test_images_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     store, lost = Refusing(), list[int]()
     log = PredictionLog(store, MODEL, 3600, lost.append, images=True)
     for number in range(10):
-        log.note(answers([image(number)]), f"{number}", [bytes(30_000)])
+        log.note(answers([image(number)]), f"{number}", [Upload("", bytes(30_000))])
     log.start()
     log.stop()
     assert [row["request_id"] for row in rows(store)] == ["7", "8", "9"]
@@ -164,14 +167,18 @@ def test_notes_of_several_threads_are_all_logged() -> None:
     store, lost = Refusing(), list[int]()
     with logging_to(store, lost) as log:
         threads = [
-            threading.Thread(target=lambda name=name: [log.note(answers([image(1)]), f"{name} {i}") for i in range(500)])
+            threading.Thread(
+                target=lambda name=name: [log.note(answers([image(1)]), f"{name} {i}") for i in range(500)]
+            )
             for name in range(4)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sorted(row["request_id"] for row in rows(store)) == sorted(f"{name} {i}" for name in range(4) for i in range(500))
+    assert sorted(row["request_id"] for row in rows(store)) == sorted(
+        f"{name} {i}" for name in range(4) for i in range(500)
+    )
     assert lost == []
 
 
