@@ -78,7 +78,7 @@ up: ## start the stack in containers, wait until all of it is healthy, say where
 	STACK_HOST=$$host $(COMPOSE) up --detach --wait --no-build || exit; \
 	show() { port=$$($(COMPOSE) port $$2 $$3 2>/dev/null) && printf '%-16s http://%s:%s%s\n' "$$1" "$$host" "$${port##*:}" "$$4"; }; \
 	show 'Prefect UI' prefect-server 4200; show 'inference' gateway 8080; show '  its API' gateway 8080 /docs; \
-	show 'object store' object-store 9000; show '  its console' object-store 9001; \
+	show 'object store' object-store 9000; show '  its console' object-store 9001; show 'Grafana' grafana 3000; \
 	echo "'make secrets' shows users and passwords; 'make down' stops it all and keeps what is stored."
 
 down: ## stop the stack in containers; what is stored stays

@@ -17,6 +17,7 @@ from pipeline.store_users import STORE_USERS, identities
 
 LOOPBACK = "127.0.0.1"
 PREFECT_USER = "safelight"
+GRAFANA_USER = "safelight"
 WEBHOOK = """MINIO_NOTIFY_WEBHOOK_ENABLE_SAFELIGHT="on"
 MINIO_NOTIFY_WEBHOOK_ENDPOINT_SAFELIGHT="http://upload-events:8090/"
 MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_SAFELIGHT="{}"
@@ -102,6 +103,7 @@ SECRETS: Mapping[str, Secret] = {
     "uploads": Secret("uploads_token", ("upload-events",)),
     "prefect": Secret("prefect_password", ("prefect-server", "worker", "upload-events")),
     "database": Secret("database_password", ("prefect-server",)),
+    "grafana": Secret("grafana_password", ("grafana",)),
 }
 
 
@@ -117,6 +119,7 @@ def generated() -> dict[str, Callable[[], str]]:
         "prefect_password": random_secret,
         "uploads_token": random_secret,
         "database_password": random_secret,
+        "grafana_password": random_secret,
     }
 
 
@@ -156,6 +159,7 @@ def files_of(values: Mapping[str, str], stack: Stack) -> dict[str, Files]:
         "upload-events": own["events"] | client | {"uploads_token": values["uploads_token"]},
         "serving": own["serving"],
         "postgres": {"password": values["database_password"]},
+        "grafana": {"grafana_password": values["grafana_password"]},
     }
 
 

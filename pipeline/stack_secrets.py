@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.errors import InvalidInput, InvalidSettings, LocalServiceFailed, SafelightError
 from pipeline.private_files import unusable, write_private
 from pipeline.secret_values import (
+    GRAFANA_USER,
     LOOPBACK,
     PREFECT_USER,
     SECRETS,
@@ -119,6 +120,7 @@ def shown(root: Path) -> str:
         "Prefect UI": (PREFECT_USER, "prefect_password"),
         "store, people": (values.get("people_access_key", ""), "people_secret_key"),
         "store, root": (values.get("root_user", ""), "root_password"),
+        "Grafana": (GRAFANA_USER, "grafana_password"),
     }
     if any(file not in values for _, file in lines.values()):
         raise InvalidInput("There are no secrets yet: run `make up`, which makes them.")

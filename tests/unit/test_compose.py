@@ -130,7 +130,7 @@ def test_images_are_pinned(name: str, service: dict[str, Any]) -> None:
     elif name == "object-store":
         assert re.fullmatch(r"[a-z/]+:RELEASE\.[0-9TZ-]+@sha256:[0-9a-f]{64}", image)
     else:
-        assert re.fullmatch(r"[a-z/]+:\d+\.\d+[a-z0-9.-]*", image)
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+[a-z0-9.-]*", image)
 
 
 def test_each_service_sees_only_its_own_secrets() -> None:
@@ -165,7 +165,7 @@ def test_every_volume_has_a_name_and_a_use() -> None:
 def test_ports_are_published_on_the_one_address() -> None:
     """Nothing is published beyond STACK_BIND, and a replica of serving publishes nothing."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"object-store", "prefect-server", "gateway"}
+    assert set(published) == {"object-store", "prefect-server", "gateway", "grafana"}
     for port in (port for ports in published.values() for port in ports):
         assert re.fullmatch(r"\$\{STACK_BIND:-127\.0\.0\.1\}:\$\{[A-Z_]+:-\d+\}:\d+", port)
     assert not [name for name, service in SERVICES.items() if "container_name" in service]

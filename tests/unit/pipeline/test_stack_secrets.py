@@ -279,7 +279,7 @@ def test_sqlite_has_no_password(root: Path) -> None:
 
 
 def test_people_are_shown_what_they_need(root: Path) -> None:
-    """Prefect's login, the store's key for people and its root; before the first start, what to do."""
+    """Prefect's login and Grafana's, the store's key for people and its root; before the first start, what to do."""
     with pytest.raises(InvalidInput, match="make up"):
         stack_secrets.shown(root)
     with pytest.raises(InvalidSettings, match="make up"):
@@ -287,7 +287,8 @@ def test_people_are_shown_what_they_need(root: Path) -> None:
     write(root, Stack())
     text = stack_secrets.shown(root)
     files = _files(root, ALL)
-    for name in ("prefect_password", "people_access_key", "people_secret_key", "root_user", "root_password"):
+    of_people = ("people_access_key", "people_secret_key", "root_user", "root_password")
+    for name in ("prefect_password", "grafana_password", *of_people):
         assert files[f"all/{name}"] in text
     assert files["all/worker_secret_key"] not in text
 
