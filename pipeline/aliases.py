@@ -6,12 +6,17 @@
 - **Every change is one loop**: read the state, decide purely what it becomes, swap; again where another was quicker.
 - **Rolling back never toggles.** A version that was rolled back from is not returned to until somebody sets the alias
   to it again; rolling back twice goes two versions back.
+- **A canary is a part of the alias**: one object says which version is live and which other one gets how much of the
+  requests, so that no reader sees one without the other. A canary belongs to the champion that it is measured against:
+  where the alias moves, it is gone.
 """
 
 import secrets
 from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
+
+from pydantic import Field
 
 from pipeline import registry
 from pipeline.artifacts import ModelVersion, Name, Record, utc_now
@@ -22,6 +27,9 @@ from pipeline.store import Store
 CHAMPION: Final = "champion"
 """The alias that the quality gate moves and that serving follows."""
 
+CHALLENGER: Final = "challenger"
+"""The alias that the quality gate moves instead where a version is to prove itself on a share of the requests first."""
+
 NEWEST: Final = "newest"
 """In place of an alias: the version whose training finished last. No alias can have this name."""
 
@@ -30,6 +38,9 @@ ANY: Final = "*"
 
 HISTORY = 100
 """Changes that an alias remembers."""
+
+LONGEST_HISTORY = 1000
+"""Changes that it remembers where fewer would forget which version was live before: those of canaries move nothing."""
 
 ATTEMPTS = 20
 """Times that a change is tried again which does not care what the alias said before."""
@@ -51,6 +62,24 @@ class AliasChange(Record):
     rolled_back: str | None = None
 
 
+class Canary(Record):
+    """A version that gets a share of the requests, to be compared with the one that the alias points at.
+
+    Attributes:
+        challenger: the version.
+        share: of the requests, from 0 to 1.
+        mode: ``split``: the challenger answers its share; ``shadow``: it gets a copy, and the champion answers.
+        step: of the ramp, counted from 0.
+        started_at: when this challenger got its first share.
+    """
+
+    challenger: str
+    share: float = Field(ge=0, le=1)
+    mode: Literal["split", "shadow"] = "split"
+    step: int = Field(0, ge=0)
+    started_at: datetime
+
+
 class AliasState(Record):
     """What an alias says.
 
@@ -58,7 +87,8 @@ class AliasState(Record):
         version: None after the first version was taken back: then there is nothing to serve.
         generation: grows by one with every change.
         nonce: random; no two states are equal.
-        history: the last ``HISTORY`` changes, oldest first; the last of them is this state.
+        history: the last ``HISTORY`` changes or more, oldest first; the last of them is this state.
+        canary: not stored where there is none, so that readers of earlier releases go on reading.
     """
 
     alias: Name
@@ -68,6 +98,7 @@ class AliasState(Record):
     changed_at: datetime
     reason: str
     history: tuple[AliasChange, ...]
+    canary: Canary | None = Field(None, exclude_if=lambda canary: canary is None)
 
 
 Next = TypeVar("Next", AliasState, AliasState | None)
@@ -109,16 +140,22 @@ def etag_of(models: Store, model: str, alias: str) -> str | None:
 
 def list_aliases(models: Store, model: str) -> dict[str, str | None]:
     """The version that each alias of a model points at, by the alias's name, sorted."""
-    registry.check_name("model", model)
-    keys = sorted(stored.key for stored in models.listing(f"{model}/aliases"))
-    names = [key.removesuffix(".json").rpartition("/")[2] for key in keys]
-    return {alias: found[0].version for alias in names if (found := read_alias(models, model, alias))}
+    return {alias: state.version for alias, state in _states(models, model).items()}
+
+
+def versions_in_use(models: Store, model: str) -> set[str]:
+    """The versions that aliases of a model point at, and those that get a share beside them."""
+    states = _states(models, model).values()
+    challengers = {state.canary.challenger for state in states if state.canary}
+    return challengers | {state.version for state in states if state.version}
 
 
 def set_alias(
     models: Store, model: str, alias: str, version: str | None, *, reason: str, expected: str | None = ANY
 ) -> AliasState:
     """Point an alias at a complete version (None: at nothing). Pointing it where it points already writes nothing.
+
+    A canary ends where the alias moves.
 
     Args:
         models: the models zone.
@@ -148,8 +185,48 @@ def set_alias(
     return _change(models, model, alias, pointed)
 
 
+def set_canary(
+    models: Store, model: str, alias: str, canary: Canary | None, *, reason: str, expected: str | None = ANY
+) -> AliasState:
+    """Give a complete version a share of the requests beside the one that an alias points at (None: end that).
+
+    Asking for what the alias says already writes nothing.
+
+    Args:
+        models: the models zone.
+        model: the model's name.
+        alias: the alias's name.
+        canary: the version, its share and how it gets it.
+        reason: why, kept in the alias's history.
+        expected: the etag of the state that was judged, or ``ANY``.
+
+    Raises:
+        InvalidInput: the version is the one that the alias points at.
+        NotFound: the alias points at nothing, or there is no such complete version.
+        Conflict: the alias is not in the expected state any more.
+    """
+    if canary is not None:
+        registry.read_manifest(models, model, canary.challenger)
+
+    def beside(current: AliasState | None, etag: str | None) -> AliasState:
+        if expected not in (ANY, etag):
+            raise _changed_meanwhile(model, alias)
+        if current is None or current.version is None:
+            raise NotFound(
+                f"Alias {alias!r} of model {model!r} points at no version, so there is nothing to compare with: deploy "
+                "without a canary."
+            )
+        if canary and canary.challenger == current.version:
+            raise InvalidInput(f"Version {canary.challenger} of model {model!r} is what alias {alias!r} points at.")
+        if current.canary == canary:
+            return current
+        return _following(alias, current, current.version, reason, canary=canary)
+
+    return _change(models, model, alias, beside)
+
+
 def rollback(models: Store, model: str, alias: str, reason: str) -> AliasState:
-    """Point an alias at the version that was live before, by ``version_before``.
+    """Point an alias at the version that was live before, by ``version_before``; a canary ends.
 
     A change by another writer at the same time is never rolled back unseen.
 
@@ -221,7 +298,13 @@ def _change(
 
 
 def _following(
-    alias: str, current: AliasState | None, version: str | None, reason: str, *, rolled_back: str | None = None
+    alias: str,
+    current: AliasState | None,
+    version: str | None,
+    reason: str,
+    *,
+    rolled_back: str | None = None,
+    canary: Canary | None = None,
 ) -> AliasState:
     """The state after one more change."""
     change = AliasChange(
@@ -232,8 +315,15 @@ def _following(
         reason=reason,
         rolled_back=rolled_back,
     )
-    history = (*(current.history if current else ()), change)[-HISTORY:]
-    return AliasState(alias=alias, history=history, **change.model_dump(exclude={"rolled_back"}))
+    history = _kept((*(current.history if current else ()), change))
+    return AliasState(alias=alias, history=history, canary=canary, **change.model_dump(exclude={"rolled_back"}))
+
+
+def _kept(history: tuple[AliasChange, ...]) -> tuple[AliasChange, ...]:
+    """The last changes, back to the one that a rollback needs."""
+    live = history[-1].version
+    others = (count for count, change in enumerate(reversed(history), 1) if change.version not in (None, live))
+    return history[-min(max(HISTORY, next(others, 0)), LONGEST_HISTORY) :]
 
 
 def _swapped(models: Store, model: str, state: AliasState, etag: str | None) -> bool:
@@ -245,6 +335,14 @@ def _swapped(models: Store, model: str, state: AliasState, etag: str | None) -> 
         found = read_alias(models, model, state.alias)
         return found is not None and state.history[-1] in found[0].history
     return True
+
+
+def _states(models: Store, model: str) -> dict[str, AliasState]:
+    """What each alias of a model says, by the alias's name, sorted."""
+    registry.check_name("model", model)
+    keys = sorted(stored.key for stored in models.listing(f"{model}/aliases"))
+    names = [key.removesuffix(".json").rpartition("/")[2] for key in keys]
+    return {alias: found[0] for alias in names if (found := read_alias(models, model, alias))}
 
 
 def _pointed_at(models: Store, model: str, name: str) -> str:

@@ -183,7 +183,7 @@ def _find_in_run(store: Store, run: str, now: datetime, limits: Limits) -> list[
 
 
 def _find_in_model(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
-    live = {version for version in aliases.list_aliases(store, model).values() if version}
+    live = aliases.versions_in_use(store, model)
     return unreferenced.model_garbage(list(store.listing(model)), live, now, limits)
 
 

@@ -144,8 +144,10 @@ def _verify_alias(store: Store, key: str, model: str, alias: str, ledger: Ledger
         found = aliases.read_alias(store, model, alias)
         if found is None:
             return None
-        if found[0].version is not None:
-            registry.read_manifest(store, model, found[0].version)
+        canary = found[0].canary
+        for version in (found[0].version, canary.challenger if canary else None):
+            if version is not None:
+                registry.read_manifest(store, model, version)
         return history_fault(found[0])
 
     ledger.count("aliases")

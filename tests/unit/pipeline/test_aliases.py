@@ -1,5 +1,6 @@
 """Aliases on obstore's in-memory store; the races are in tests/integration/test_registry.py."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from synthetic import memory_store
 from tiny_models import register
 
 from pipeline import aliases
-from pipeline.aliases import CHAMPION, NEWEST, AliasChange, AliasState
+from pipeline.aliases import CHAMPION, NEWEST, AliasChange, AliasState, Canary
 from pipeline.errors import Conflict, Corrupted, InvalidInput, NotFound
 from pipeline.store import Store
 
@@ -148,6 +149,109 @@ class TestAlias:
         models.delete([f"pets/{one}/manifest.json"])
         with pytest.raises(NotFound, match=f"no version '{one}'"):
             aliases.resolve(models, "pets", CHAMPION)
+
+
+def canary_of(challenger: str, share: float = 0.1, step: int = 1) -> Canary:
+    """A version with a share of the requests."""
+    return Canary(challenger=challenger, share=share, step=step, started_at=NOW)
+
+
+class TestCanary:
+    """A second version beside the one that an alias points at."""
+
+    def test_it_comes_and_goes_in_the_alias_itself(self) -> None:
+        """Each change of it is one of the alias: another generation and nonce, its reason in the history."""
+        models, one, two = two_versions()
+        aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        seen = []
+        for canary in (canary_of(two), canary_of(two, 0.5, 2), None):
+            state = aliases.set_canary(models, "pets", CHAMPION, canary, reason="step", expected=etag(models))
+            assert (state.version, state.canary) == (one, canary)
+            assert aliases.read_alias(models, "pets", CHAMPION) == (state, etag(models))
+            seen.append(state)
+        assert [state.generation for state in seen] == [2, 3, 4]
+        assert len({change.nonce for change in seen[-1].history}) == 4
+        assert [change.version for change in seen[-1].history] == [one] * 4
+
+    @pytest.mark.parametrize("canary", [None, canary_of(B)])
+    def test_what_it_says_already_writes_nothing(self, canary: Canary | None) -> None:
+        """Asked twice, the alias changes once."""
+        models, one, two = two_versions()
+        aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        wanted = canary and canary.model_copy(update={"challenger": two})
+        state = aliases.set_canary(models, "pets", CHAMPION, wanted, reason="first")
+        assert aliases.set_canary(models, "pets", CHAMPION, wanted, reason="again") == state
+
+    def test_a_stale_writer_loses(self) -> None:
+        """Whoever judged another state changes nothing, be it of the alias or of the canary alone."""
+        models, one, two = two_versions()
+        aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        stale = etag(models)
+        aliases.set_canary(models, "pets", CHAMPION, canary_of(two), reason="by hand")
+        before = aliases.read_alias(models, "pets", CHAMPION)
+        for canary in (canary_of(two, 0.5), None):
+            with pytest.raises(Conflict):
+                aliases.set_canary(models, "pets", CHAMPION, canary, reason="stale", expected=stale)
+        with pytest.raises(Conflict):
+            aliases.set_alias(models, "pets", CHAMPION, two, reason="stale", expected=stale)
+        assert aliases.read_alias(models, "pets", CHAMPION) == before
+
+    @pytest.mark.parametrize(
+        "move",
+        [
+            lambda models, _, two: aliases.set_alias(models, "pets", CHAMPION, two, reason="promoted"),
+            lambda models, _, __: aliases.set_alias(models, "pets", CHAMPION, None, reason="nothing"),
+            lambda models, one, _: aliases.withdraw(models, "pets", CHAMPION, one, "failed"),
+            lambda models, _, __: aliases.rollback(models, "pets", CHAMPION, "worse"),
+        ],
+    )
+    def test_it_is_gone_where_the_alias_moves(self, move: Callable[[Store, str, str], AliasState]) -> None:
+        """A canary belongs to the champion that it was measured against."""
+        models, one, two = two_versions()
+        for version in (two, one):
+            aliases.set_alias(models, "pets", CHAMPION, version, reason="live")
+        aliases.set_canary(models, "pets", CHAMPION, canary_of(two), reason="1 %")
+        assert move(models, one, two).canary is None
+
+    def test_it_stays_where_the_alias_is_set_to_what_it_says(self) -> None:
+        """A promotion that is repeated ends no canary."""
+        models, one, two = two_versions()
+        aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        state = aliases.set_canary(models, "pets", CHAMPION, canary_of(two), reason="1 %")
+        assert aliases.set_alias(models, "pets", CHAMPION, one, reason="again") == state
+
+    def test_there_must_be_two_versions(self) -> None:
+        """Nothing to compare with, nothing to compare, and the champion itself are refused."""
+        models, one, two = two_versions()
+        with pytest.raises(NotFound, match="points at no version"):
+            aliases.set_canary(models, "pets", CHAMPION, canary_of(one), reason="too early")
+        aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        with pytest.raises(InvalidInput, match="is what alias 'champion' points at"):
+            aliases.set_canary(models, "pets", CHAMPION, canary_of(one), reason="itself")
+        with pytest.raises(NotFound, match="no version"):
+            aliases.set_canary(models, "pets", CHAMPION, canary_of(D), reason="unknown")
+        assert aliases.versions_in_use(models, "pets") == {one}
+        aliases.set_canary(models, "pets", CHAMPION, canary_of(two), reason="1 %")
+        assert aliases.versions_in_use(models, "pets") == {one, two}
+
+    def test_an_alias_without_one_is_stored_as_ever(self) -> None:
+        """Earlier releases, which know no such field, read it, and what they stored is read here."""
+        models, one, _ = two_versions()
+        state = aliases.set_alias(models, "pets", CHAMPION, one, reason="live")
+        assert b"canary" not in models.get(f"pets/aliases/{CHAMPION}.json")
+        assert aliases.read_alias(models, "pets", CHAMPION) == (state, etag(models))
+        assert state.canary is None
+
+    def test_any_number_of_them_leaves_the_way_back(self) -> None:
+        """The history does not forget for canaries which version was live before, and stays bounded nevertheless."""
+        models, one, two = two_versions()
+        for version in (one, two):
+            state = aliases.set_alias(models, "pets", CHAMPION, version, reason="live")
+        for number in range(150):
+            share = number % 100 / 100
+            state = aliases.set_canary(models, "pets", CHAMPION, canary_of(one, share), reason=str(number))
+        assert len(state.history) == 152
+        assert aliases.rollback(models, "pets", CHAMPION, "worse").version == one
 
 
 class TestRollback:
