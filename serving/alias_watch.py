@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 
 from pipeline import aliases
+from pipeline.aliases import Canary
 from pipeline.errors import NotFound, StoreUnavailable
 from pipeline.store import Store
 from serving.settings import ServingSettings
@@ -20,9 +21,10 @@ SILENT_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a look brought: the version that should be live (None for none), or why nobody knows."""
+    """What a look brought: the version that should be live (None for none) and its challenger, or why nobody knows."""
 
     version: str | None = None
+    canary: Canary | None = None
     error: Exception | None = None
 
 
@@ -97,4 +99,5 @@ class AliasWatch:
         found = aliases.read_alias(self._models, model, alias)
         if found is None:
             raise NotFound(f"Model {model!r} has no alias {alias!r} yet.")
-        return Reading(found[0].version), found[1]
+        state, etag = found
+        return Reading(state.version, state.canary), etag

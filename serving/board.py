@@ -12,19 +12,18 @@
 
 import mmap
 import os
+import secrets
 import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from pipeline.errors import SafelightError
+from serving.agreement import Agreement, Report
 from serving.counts import BYTES as COUNTS
-from serving.schemas import SwapError
 
 RecordType = TypeVar("RecordType", bound=BaseModel)
 
@@ -33,7 +32,7 @@ REASON_CHARS: Final = 1000
 """Of a reason that is written on the board: some of them, in whatever script, fit into a record."""
 WORD: Final = 8
 WORDS: Final = 4
-GENERATION, DEATHS = 0, 1
+GENERATION, DEATHS, REPLICA = 0, 1, 2
 """Of the replica's words."""
 HEARTBEAT, COMPUTES = 1, 2
 """Of a seat's words."""
@@ -43,52 +42,6 @@ START: Final = WORDS * WORD + RECORD_BYTES
 HEADER = struct.Struct("<II")
 READS: Final = 1000
 NS: Final = 1e9
-
-
-class Prepared(BaseModel):
-    """A version to answer with, and where its verified bytes lie.
-
-    Attributes:
-        generation: its number; 0 for the state before anything was live.
-        version: None to answer with nothing, because the alias was withdrawn.
-        file: which of the shelf's files holds it; None where none is needed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    generation: int = 0
-    version: str | None = None
-    file: int | None = None
-
-
-class Agreement(BaseModel):
-    """What the coordinator says: what answers, what is to come, and why nothing newer does."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    live: Prepared = Prepared()
-    proposed: Prepared | None = None
-    since: datetime | None = None
-    error: SwapError | None = None
-    swaps: int = 0
-    swap_failures: int = 0
-
-
-class Report(BaseModel):
-    """What one process says of itself.
-
-    Attributes:
-        held: version by generation: what it can answer with.
-        refused: why not, by generation.
-        draining: it will end soon, and wants no more work.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pid: int = 0
-    held: Mapping[int, str | None] = {}
-    refused: Mapping[int, str] = {}
-    draining: bool = False
 
 
 class Board:
@@ -150,6 +103,11 @@ class Board:
         return any(words[COMPUTES] for other, words in enumerate(self._beats) if other != seat)
 
     @property
+    def replica(self) -> str:
+        """Random; another one after each start of the server."""
+        return f"{self._words[REPLICA]:016x}"
+
+    @property
     def deaths(self) -> int:
         """How many processes of the replica ended without being told to."""
         return self._words[DEATHS]
@@ -166,6 +124,7 @@ def new_board_file(seats: int) -> int:
     """A descriptor of memory for ``seats`` processes, to be inherited by them."""
     file = nameless_file("safelight-board")
     os.ftruncate(file, START + seats * SEAT_BYTES)
+    os.pwrite(file, secrets.token_bytes(WORD), REPLICA * WORD)
     return file
 
 

@@ -2,13 +2,14 @@
 
 - **Whoever reads such a file verifies it again**: the manifest by its seal, the model by the SHA-256 that the manifest
   names. Where it lay meanwhile (in the memory that a replica shares, or in its cache folder) needs no trust.
-- The **shelf** is two nameless files which all processes of a replica hold: one for the version that answers, one for
-  the next. The version is read from the store once per replica, all its processes load the very same bytes, and one
-  that is started again later needs no store.
+- The **shelf** is three nameless files which all processes of a replica hold: for the version that answers, for its
+  challenger, and for the next one. A version is read from the store once per replica, all its processes load the very
+  same bytes, and one that is started again later needs no store.
 """
 
 import hashlib
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -20,6 +21,8 @@ from pipeline.store import Store
 from serving.board import nameless_file
 
 MODEL_FILE: Final = "model.onnx"
+SHELVED: Final = 3
+"""Versions that are held at once at most: one goes live, or gets its share, after the other."""
 SIZE_BYTES: Final = 8
 """The length of the manifest, big-endian, begins the file."""
 LARGEST_MANIFEST: Final = 64 << 20
@@ -75,16 +78,20 @@ class ModelFile:
 
 
 class Shelf:
-    """The two files that the processes of a replica share."""
+    """The files that the processes of a replica share."""
 
-    def __init__(self, files: tuple[int, int]) -> None:
+    def __init__(self, files: Sequence[int]) -> None:
         """``files`` are descriptors that ``new`` made."""
-        self.files = files
+        self.files = tuple(files)
 
     @classmethod
     def new(cls) -> Self:
-        """Two empty files."""
-        return cls((nameless_file("safelight-model-a"), nameless_file("safelight-model-b")))
+        """Empty files."""
+        return cls([nameless_file(f"safelight-model-{number}") for number in range(SHELVED)])
+
+    def free(self, taken: Collection[int]) -> int:
+        """A file that none of those in use is."""
+        return next(file for file in range(len(self.files)) if file not in taken)
 
     def put(self, file: int, model: ModelFile) -> None:
         """Replace what a file holds. For the coordinator alone, and never the file that answers."""

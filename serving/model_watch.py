@@ -7,43 +7,36 @@
 - An alias that points at nothing (the first version was taken back) does take the model away. An alias that is not
   there at all, after it was, does not: that is an accident of the store and nobody's decision.
 - The cached version goes live only while nobody could tell this replica what the alias says.
+- **The champion comes first**: a new one goes live alone, and what the alias says of a challenger afterwards, as a
+  generation of its own. Challengers are fetched aside. So none of them can hold up a champion, or take it down; one
+  that is no longer wanted goes at once.
 """
 
 import logging
 import threading
-import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final
 
-from pipeline.artifacts import utc_now
-from pipeline.errors import StoreError, StoreUnavailable
+from pipeline.aliases import Canary
+from pipeline.errors import Corrupted, StoreError, StoreUnavailable
 from pipeline.store import Store
+from serving.agreement import Prepared, PreparedCanary
 from serving.alias_watch import AliasWatch, Reading
-from serving.board import Agreement, Board, Prepared, reason
+from serving.aside import aside
+from serving.board import Board, reason
+from serving.coordinator import Coordinator, Proposal
 from serving.model_cache import ModelCache
 from serving.model_files import ModelFile, Shelf
-from serving.schemas import SwapError
 from serving.settings import ServingSettings
-from serving.swap import Voter, verdict
+from serving.swap import FATAL_DEATHS
+from serving.tries import Tries
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S: Final = 60.0
-"""Between two tries of a version that does not load."""
 TICK_S: Final = 0.05
 """How often the processes are asked how far they are: a part of how long a swap takes."""
 STOP_PATIENCE_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A version that the processes are loading."""
-
-    prepared: Prepared
-    model: ModelFile | None
-    from_cache: bool
-    since: float
-    deaths: int
 
 
 class ModelWatch:
@@ -53,18 +46,14 @@ class ModelWatch:
         """Nothing is read yet; ``models`` is the models zone, best opened without patience."""
         self._models = models
         self._settings = settings
-        self._board = board
-        self._shelf = shelf
         self._alias = AliasWatch(models, settings)
         self._cache = ModelCache(settings.cache, models.url, settings)
-        self._said = Agreement()
-        self._number = 0
-        self._proposal: Proposal | None = None
+        self._replica = Coordinator(settings.model, board, shelf)
+        self._champions = Tries(settings.poll_s)
+        self._challengers = Tries(settings.poll_s)
+        self._fetching: tuple[str, Future[ModelFile]] | None = None
         self._told = False
         self._cache_asked = False
-        self._failures = 0
-        self._retry_at = 0.0
-        self._failed: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-watch", daemon=True)
 
@@ -103,20 +92,37 @@ class ModelWatch:
             self._told = True
             if reading == Reading():
                 self._cache.forget()
-        if self._proposal is not None:
-            self._judge(self._proposal, reading)
+        if self._replica.proposal is not None:
+            self._judge(self._replica.proposal, reading)
+        elif self._replica.deaths() >= FATAL_DEATHS:
+            self._drop_deadly()
         elif reading is None:
             return
         elif reading.error is not None:
             self._without_alias(reading.error)
         else:
-            self._follow(reading.version)
+            self._follow(reading)
 
-    def _follow(self, version: str | None) -> None:
-        if self._said.live.version == version:
-            self._settle()
-        elif time.monotonic() >= self._retry_at or version != self._failed:
-            self._propose(self._found(version) if version else None, from_cache=False)
+    def _follow(self, reading: Reading) -> None:
+        if self._replica.live.version == reading.version:
+            self._champions.forget()
+            self._replica.settle("error")
+            self._follow_canary(reading.canary)
+        elif self._champions.may_try(reading.version):
+            self._propose_champion(reading.version)
+        else:
+            self._follow_canary(None)  # the one that is live is measured against a champion that is to go
+
+    def _follow_canary(self, asked: Canary | None) -> None:
+        live = self._replica.live
+        wanted = asked if asked and self._challengers.may_try(asked.challenger) else None
+        if live.asked == wanted:
+            if wanted == asked:
+                self._replica.settle("canary_error")
+        elif wanted is None or (live.asked and live.asked.challenger != wanted.challenger):
+            self._replica.propose(live.version, live.file)
+        else:
+            self._propose_challenger(wanted)
 
     def _without_alias(self, error: Exception) -> None:
         self._fail(None, error)
@@ -125,111 +131,115 @@ class ModelWatch:
         self._cache_asked = True
         if kept := self._cache.read():
             log.warning("%s: version %s is taken from the cache", self._settings.model, kept.manifest.version)
-            self._propose(kept, from_cache=True)
+            self._replica.propose(kept.manifest.version, self._replica.put(kept))
+
+    def _propose_champion(self, version: str | None) -> None:
+        self._fetching = None
+        if version is None:
+            self._replica.propose(None, None)
+            return
+        found = self._found(version)
+        file = self._replica.live.files.get(version)
+        self._replica.propose(version, self._replica.put(found) if file is None else file, keep=found)
 
     def _found(self, version: str) -> ModelFile:
-        """The version, verified: from the cache if that is what it holds, else from the store."""
-        kept = self._cache.read() if self._said.live.generation == 0 else None
+        """The version, verified: from the shelf or the cache if that is what they hold, else from the store."""
+        with suppress(KeyError, Corrupted):
+            return self._replica.shelved(version)
+        kept = self._cache.read() if self._replica.live.generation == 0 else None
         if kept and kept.manifest.version == version:
             return kept
         return ModelFile.fetched(self._models, self._settings.model, version)
 
-    def _propose(self, model: ModelFile | None, *, from_cache: bool) -> None:
-        self._number += 1
-        prepared = Prepared(generation=self._number)
-        if model:
-            file = 1 - (self._said.live.file or 0)
-            self._shelf.put(file, model)
-            prepared = Prepared(generation=self._number, version=model.manifest.version, file=file)
-        self._proposal = Proposal(prepared, model, from_cache, time.monotonic(), self._board.deaths)
-        self._agree(proposed=prepared)
+    def _propose_challenger(self, asked: Canary) -> None:
+        """Propose it if it is here; else go on fetching it."""
+        live = self._replica.live
+        try:
+            file = live.files.get(asked.challenger)
+            if file is None:
+                if (found := self._fetched(asked.challenger)) is None:
+                    return
+                file = self._replica.put(found)
+            self._replica.propose(live.version, live.file, PreparedCanary(asked=asked, file=file))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the challenger's, and the champion goes on
+            self._fail_challenger(asked.challenger, error)
+
+    def _fetched(self, version: str) -> ModelFile | None:
+        """A challenger, verified; None while it is on its way. Raises what ``ModelFile.fetched`` does."""
+        if self._fetching is None or self._fetching[0] != version:
+            model = self._settings.model
+            work = aside(lambda: ModelFile.fetched(self._models, model, version), "challenger-fetch")
+            self._fetching = version, work
+        _, fetch = self._fetching
+        if not fetch.done():
+            return None
+        self._fetching = None
+        return fetch.result()
 
     def _judge(self, proposal: Proposal, reading: Reading | None) -> None:
         """Commit the proposal, give it up, or leave it for the next step."""
-        if reading and reading.error is None and reading.version != proposal.prepared.version:
-            self._withdraw()
+        prepared = proposal.prepared
+        if reading and reading.error is None and not self._is_wanted(prepared, reading):
+            self._replica.withdraw()
             return
-        found = verdict(
-            [self._voter(seat, proposal.prepared.generation) for seat in range(self._board.seats)],
-            time.monotonic() - proposal.since,
-            deaths=self._board.deaths - proposal.deaths,
-            first=self._said.live.generation == 0,
-        )
+        found = self._replica.verdict(proposal)
         if found.committed:
             self._commit(proposal)
         elif found.refusal:
-            self._withdraw()
-            self._refuse(proposal.prepared.version, found.refusal)
+            self._replica.withdraw()
+            if prepared.version == self._replica.live.version:
+                self._refuse_challenger(prepared.asked.challenger if prepared.asked else None, found.refusal)
+            else:
+                self._refuse(prepared.version, found.refusal)
 
-    def _voter(self, seat: int, generation: int) -> Voter:
-        report = self._board.report(seat)
-        return Voter(
-            pid=report.pid,
-            silent_s=self._board.silent_s(seat),
-            holds=generation in report.held,
-            refusal=report.refused.get(generation),
-        )
+    def _is_wanted(self, prepared: Prepared, reading: Reading) -> bool:
+        """Whether the proposal is what the alias says, or the end of a canary on the way to that."""
+        if prepared.canary is None and prepared.version == self._replica.live.version:
+            return prepared.version == reading.version or not self._champions.may_try(reading.version)
+        return prepared.version == reading.version and prepared.asked in (None, reading.canary)
 
     def _commit(self, proposal: Proposal) -> None:
-        live, before = proposal.prepared, self._said.live
-        self._board.flip(live.generation)
-        error = self._said.error if proposal.from_cache else None
-        self._agree(live=live, proposed=None, since=utc_now(), swaps=self._said.swaps + 1, error=error)
-        self._proposal = None
-        log.info("%s %s", self._settings.model, f"is at version {live.version}" if live.version else "is withdrawn")
-        self._clear(before, live)
-        if proposal.model is None:
+        self._replica.commit(proposal.prepared)
+        if proposal.prepared.version is None:
             self._cache.forget()
-        elif not proposal.from_cache:
-            self._cache.keep(proposal.model)
+        elif proposal.keep:
+            self._cache.keep(proposal.keep)
 
-    def _clear(self, before: Prepared, live: Prepared) -> None:
-        """Give memory back: of the version before, and where nobody can join later, of this one."""
-        for each in (before, live) if self._board.seats == 1 else (before,):
-            if each.file is not None:
-                self._shelf.clear(each.file)
-
-    def _withdraw(self) -> None:
-        """Nobody needs to load the proposal any more."""
-        proposal, self._proposal = self._proposal, None
-        self._agree(proposed=None)
-        if proposal and proposal.prepared.file is not None:
-            self._shelf.clear(proposal.prepared.file)
-
-    def _settle(self) -> None:
-        self._failures, self._retry_at, self._failed = 0, 0.0, None
-        if self._said.error:
-            log.info("%s: all is well again", self._settings.model)
-            self._agree(error=None)
+    def _drop_deadly(self) -> None:
+        """Take away the challenger with which processes die: how would they be counted whom it answered?"""
+        asked, deaths = self._replica.live.asked, self._replica.deaths()
+        if asked:
+            self._refuse_challenger(asked.challenger, f"{deaths} processes ended while it answered.")
+            self._follow_canary(asked)
 
     def _fail(self, version: str | None, error: Exception) -> None:
         """Say what is wrong; ``version`` is what was to go live, if that much is known."""
         if isinstance(error, StoreUnavailable):  # which says nothing against the version
-            self._failed, self._retry_at = version, time.monotonic() + self._settings.poll_s
-            self._complain(None, reason(error))
+            if version is not None:
+                self._champions.unanswered(version)
+            self._replica.complain("error", None, reason(error))
         elif version is None:
-            self._complain(None, reason(error))
+            self._replica.complain("error", None, reason(error))
         else:
             self._refuse(version, reason(error))
 
+    def _fail_challenger(self, version: str, error: Exception) -> None:
+        if isinstance(error, StoreUnavailable):
+            self._challengers.unanswered(version)
+            self._replica.complain("canary_error", None, reason(error))
+        else:
+            self._refuse_challenger(version, reason(error))
+
     def _refuse(self, version: str | None, why: str) -> None:
         """The version cannot go live; it is tried again later, and then ever later."""
-        self._failures += 1
-        self._failed = version
-        self._retry_at = time.monotonic() + min(LONGEST_WAIT_S, self._settings.poll_s * 2**self._failures)
-        self._agree(swap_failures=self._said.swap_failures + 1)
-        self._complain(version, why)
+        self._champions.refused(version)
+        self._replica.refuse("error", version, why)
 
-    def _complain(self, version: str | None, why: str) -> None:
-        seen = self._said.error
-        if seen and (seen.version, seen.reason) == (version, why):
-            return
-        log.warning("%s: %s", self._settings.model, why)
-        self._agree(error=SwapError(version=version, reason=why, at=utc_now()))
-
-    def _agree(self, **changed: object) -> None:
-        self._said = self._said.model_copy(update=changed)
-        self._board.agree(self._said)
+    def _refuse_challenger(self, version: str | None, why: str) -> None:
+        """It gets no requests; it is tried again as a champion would be. None: it could not even be taken away."""
+        if version is not None:
+            self._challengers.refused(version)
+        self._replica.refuse("canary_error", version, why)
 
 
 def _is_told(reading: Reading | None) -> bool:

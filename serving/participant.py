@@ -1,21 +1,29 @@
 """One process's part in a swap: load what is proposed, verify and warm it, say so, and answer with what was agreed.
 
-- **A request asks for the live model once**, which is to read one shared word and look its number up. Between that word
+- **A request asks for the lineup once**, which is to read one shared word and look its number up. Between that word
   and the look-up a swap may pass and the old model go: then the word is read again.
-- All this happens on a thread of its own; requests go on meanwhile.
+- All this happens on a thread of its own; requests go on meanwhile. A challenger is loaded on one more: however long
+  that takes, the next champion does not wait for it.
+- **A model is loaded once**, however many generations name its version: a share that moves loads nothing, nor does a
+  challenger that becomes the champion.
 - A process that comes back after the others flipped without it (it hung, or was started again) has no model for the
-  generation that answers. Its requests wait until it has loaded that one, and are never answered by an older one.
+  generation that answers. Its requests wait until it has loaded that one, and are never answered by an older one. Until
+  it has the challenger too, the champion answers for it.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from typing import Final
 
 from pipeline.errors import Corrupted
 from serving import cores
-from serving.board import Agreement, Board, Prepared, Report, reason
+from serving.agreement import Agreement, Prepared, PreparedCanary, Report
+from serving.aside import aside
+from serving.board import Board, reason
+from serving.canary import NOTHING, Lineup
 from serving.live_model import LiveModel
 from serving.model_files import Shelf
 
@@ -48,8 +56,9 @@ class Participant:
         self._shelf = shelf
         self._cores = cores.of_this_machine()
         self._share = threads or cores.share(self._cores, board.seats)
-        self._models: Mapping[int, LiveModel | None] = {0: None}
+        self._lineups: Mapping[int, Lineup] = {0: NOTHING}
         self._refused: Mapping[int, str] = {}
+        self._loading: dict[int, Future[LiveModel]] = {}
         self._again_at = 0.0
         self._report = Report(pid=pid)
         self._changed = threading.Condition()
@@ -65,20 +74,28 @@ class Participant:
         self._stopping.set()
 
     def live(self) -> LiveModel | None:
-        """The model that answers at this moment; None where none does. May wait, so not for the event loop."""
-        try:
-            return self._models[self.board.generation]
-        except KeyError:
-            return self._awaited()
+        """The champion that answers at this moment; None where none does. May wait, so not for the event loop."""
+        return self.lineup().champion
 
     def live_now(self) -> LiveModel | None:
         """The same without waiting: None also where this process has yet to load it."""
-        return self._models.get(self.board.generation)
+        return self._lineups.get(self.board.generation, NOTHING).champion
+
+    def lineup(self) -> Lineup:
+        """The champion and its challenger at this moment. May wait, so not for the event loop."""
+        try:
+            return self._lineups[self.board.generation]
+        except KeyError:
+            return self._awaited()
+
+    def lineup_now(self) -> Lineup | None:
+        """The same without waiting: None where this process has yet to load it."""
+        return self._lineups.get(self.board.generation)
 
     @property
     def has_joined(self) -> bool:
         """Whether this process can answer as the others do."""
-        return self.board.generation in self._models
+        return self.board.generation in self._lineups
 
     def drain(self) -> None:
         """This process will end: it is not ready from now on, and the others hear of it with the next look."""
@@ -88,8 +105,8 @@ class Participant:
         """Load what the board names and this process lacks, forget what it names no more."""
         agreement = self.board.agreement()
         for wanted in (agreement.live, agreement.proposed):
-            if wanted and wanted.generation not in self._models and self._may_try(wanted, agreement):
-                self._prepare(wanted)
+            if wanted and not self._has(wanted) and self._may_try(wanted, agreement):
+                self._prepare(wanted, is_live=wanted == agreement.live)
         self._forget(agreement)
         self._say()
 
@@ -105,49 +122,93 @@ class Participant:
         again = wanted == agreement.live and time.monotonic() >= self._again_at
         return again or wanted.generation not in self._refused
 
-    def _prepare(self, wanted: Prepared) -> None:
+    def _has(self, wanted: Prepared) -> bool:
+        held = self._lineups.get(wanted.generation)
+        return held is not None and (wanted.canary is None or held.challenger is not None)
+
+    def _prepare(self, wanted: Prepared, *, is_live: bool) -> None:
+        """Load what ``wanted`` names. With what all answer with, the champion need not wait for its challenger."""
         try:
-            model = self._loaded(wanted)
+            champion = self._champion(wanted)
+            if is_live and wanted.generation not in self._lineups:
+                self._hold(wanted.generation, Lineup(champion))
+            if wanted.canary is None:
+                self._hold(wanted.generation, Lineup(champion))
+            elif challenger := self._challenger(wanted.generation, wanted.canary):
+                asked = wanted.canary.asked
+                self._hold(wanted.generation, Lineup(champion, challenger, asked.share, asked.mode, asked.step))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's, and the old one goes on
             # A shelf that was filled anew meanwhile says nothing against the version; the next look tells.
             if wanted in (self.board.agreement().live, self.board.agreement().proposed):
                 self._refused = {**self._refused, wanted.generation: reason(error)}
                 self._again_at = time.monotonic() + AGAIN_S
-            return
+
+    def _hold(self, generation: int, lineup: Lineup) -> None:
         with self._changed:
-            self._models = {**self._models, wanted.generation: model}
+            self._lineups = {**self._lineups, generation: lineup}
             self._changed.notify_all()
 
-    def _loaded(self, wanted: Prepared) -> LiveModel | None:
+    def _champion(self, wanted: Prepared) -> LiveModel | None:
         if wanted.version is None or wanted.file is None:
             return None
+        return self._held(wanted.version) or self._loaded(wanted.version, wanted.file)
+
+    def _challenger(self, generation: int, canary: PreparedCanary) -> LiveModel | None:
+        """The challenger; None while it is being loaded."""
+        version, file = canary.asked.challenger, canary.file
+        if held := self._held(version):
+            return held
+        if generation not in self._loading:
+            self._loading[generation] = aside(lambda: self._loaded(version, file), "challenger-load")
+        return self._loading.pop(generation).result() if self._loading[generation].done() else None
+
+    def _loaded(self, version: str, file: int) -> LiveModel:
         try:
-            found = self._shelf.read(wanted.file)
+            found = self._shelf.read(file)
         except Corrupted as error:
-            raise Corrupted(f"Version {wanted.version} changed in this server's memory: {error}.") from error
-        manifest = found.manifest
-        if manifest.version != wanted.version:
-            raise Corrupted(f"Version {wanted.version} gave way to another one in this server's memory.")
-        return LiveModel.loaded(manifest, found.onnx, self._share, self._cores)
+            raise Corrupted(f"Version {version} changed in this server's memory: {error}.") from error
+        if found.manifest.version != version:
+            raise Corrupted(f"Version {version} gave way to another one in this server's memory.")
+        return LiveModel.loaded(found.manifest, found.onnx, self._share, self._cores)
+
+    def _held(self, version: str) -> LiveModel | None:
+        """A version that some generation brought here already."""
+        return next((model for model in self._models() if model.manifest.version == version), None)
+
+    def _models(self) -> Iterator[LiveModel]:
+        for lineup in self._lineups.values():
+            yield from (model for model in (lineup.champion, lineup.challenger) if model)
 
     def _forget(self, agreement: Agreement) -> None:
         named = {self.board.generation, agreement.live.generation}
         named |= {agreement.proposed.generation} if agreement.proposed else set()
-        if not named >= self._models.keys():
-            self._models = {number: model for number, model in self._models.items() if number in named}
+        if not named >= self._lineups.keys():
+            self._lineups = {number: lineup for number, lineup in self._lineups.items() if number in named}
         if not named >= self._refused.keys():
             self._refused = {number: why for number, why in self._refused.items() if number in named}
+        for number in self._loading.keys() - named:
+            del self._loading[number]
 
     def _say(self) -> None:
-        held = {number: model.manifest.version if model else None for number, model in self._models.items()}
-        report = Report(pid=self._report.pid, held=held, refused=self._refused, draining=self.draining)
+        lineups = self._lineups.items()
+        report = Report(
+            pid=self._report.pid,
+            held={number: _version(lineup.champion) for number, lineup in lineups},
+            challengers={number: each.manifest.version for number, lineup in lineups if (each := lineup.challenger)},
+            refused=self._refused,
+            draining=self.draining,
+        )
         if report != self._report:
             self.board.say(self.seat, report)
             self._report = report
 
-    def _awaited(self) -> LiveModel | None:
+    def _awaited(self) -> Lineup:
         deadline = time.monotonic() + JOIN_S
         with self._changed:
             while not self.has_joined and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
-        return self.live_now()
+        return self.lineup_now() or NOTHING
+
+
+def _version(model: LiveModel | None) -> str | None:
+    return model.manifest.version if model else None

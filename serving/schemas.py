@@ -93,8 +93,22 @@ class ProcessStatus(BaseModel):
 
     pid: int
     version: str | None
+    challenger: str | None = Field(None, description="The version that it can answer a share of the requests with.")
     generation: int
     ready: bool
+
+
+class CanaryStatus(BaseModel):
+    """A version that gets a share of the requests beside the one that is live."""
+
+    model_config = ConfigDict(frozen=True)
+
+    challenger: str
+    share: float = Field(ge=0, le=1, description="Of the callers, each of whom stays with one version.")
+    mode: Literal["split", "shadow"] = Field(
+        description="split: the challenger answers its share; shadow: it gets a copy, and the live version answers."
+    )
+    step: int
 
 
 class ModelStatus(BaseModel):
@@ -114,5 +128,6 @@ class ModelStatus(BaseModel):
     created_at: datetime | None = Field(None, description="When the version was registered.")
     live_since: datetime | None = Field(None, description="When this server began to serve it.")
     report: str | None = Field(None, description="Path of the version's evaluation report on this server.")
+    canary: CanaryStatus | None = Field(None, description="Null while all requests go to one version.")
     swap_error: SwapError | None = Field(None, description="Null while the server serves what it should.")
     processes: tuple[ProcessStatus, ...] = Field((), description="Each process of this server.")

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from pipeline.aliases import Canary
 from serving.board import Board
 from serving.live_model import LiveModel
-from serving.schemas import ModelStatus, ProcessStatus
+from serving.schemas import CanaryStatus, ModelStatus, ProcessStatus
 from serving.settings import ServingSettings
 from serving.swap import HUNG_S
 
@@ -25,7 +26,8 @@ def model_status(settings: ServingSettings, board: Board, live: LiveModel | None
         version=agreement.live.version,
         generation=board.generation,
         live_since=agreement.since if agreement.live.version else None,
-        swap_error=agreement.error,
+        canary=_canary(agreement.live.asked),
+        swap_error=agreement.error or agreement.canary_error,
         processes=tuple(processes(board).values()),
     )
     if live is None:
@@ -51,7 +53,8 @@ def _process(board: Board, seat: int) -> ProcessStatus:
     version = report.held.get(generation)
     lives = silent_s is not None and silent_s <= HUNG_S
     ready = lives and generation == answering and version is not None and not report.draining
-    return ProcessStatus(pid=report.pid, version=version, generation=generation, ready=ready)
+    challenger = report.challengers.get(generation)
+    return ProcessStatus(pid=report.pid, version=version, challenger=challenger, generation=generation, ready=ready)
 
 
 def nothing_live(board: Board, model: str) -> str:
@@ -59,3 +62,9 @@ def nothing_live(board: Board, model: str) -> str:
     error = board.agreement().error
     why = f" {error.reason}" if error else ""
     return f"No version of model {model!r} is live yet.{why}"
+
+
+def _canary(asked: Canary | None) -> CanaryStatus | None:
+    if asked is None:
+        return None
+    return CanaryStatus(challenger=asked.challenger, share=asked.share, mode=asked.mode, step=asked.step)

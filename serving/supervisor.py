@@ -92,7 +92,7 @@ class Supervisor:
         return self._ending_since is None or any(seat.process for seat in self._seats)
 
     def _start(self, seat: Seat) -> None:
-        inherited = [self._listener.fileno(), self._board_file, *self._shelf.files, self._lifeline]
+        inherited = [self._listener.fileno(), self._board_file, self._lifeline, *self._shelf.files]
         # -P: what happens to be called "serving" in the working folder is not ours.
         command = [sys.executable, "-P", "-m", "serving.worker", str(seat.number), *map(str, inherited)]
         # A session of its own: Ctrl-C is this process's to pass on.

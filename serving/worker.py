@@ -1,7 +1,7 @@
 """One process that answers: uvicorn on the shared socket, until it is told to drain and end.
 
-``python -m serving.worker SEAT LISTENER BOARD SHELF SHELF LIFELINE`` is what ``supervisor`` starts; the numbers after
-the seat are inherited descriptors.
+``python -m serving.worker SEAT LISTENER BOARD LIFELINE SHELF…`` is what ``supervisor`` starts; the numbers after the
+seat are inherited descriptors.
 
 - **SIGTERM or SIGINT**: from that moment on it says that it is not ready, and each answer asks its client to close the
   connection; after ``drain_s`` it takes no new connections and finishes what is under way. A second signal ends a
@@ -42,9 +42,9 @@ KEEP_ALIVE_S: Final = 75
 def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Serve until told to end; the exit status."""
     prepare_process()
-    seat, listener, board, first, second, lifeline = map(int, arguments)
+    seat, listener, board, lifeline, *shelf = map(int, arguments)
     settings = ServingSettings.from_environ(environ)
-    participant = Participant(Board(board), Shelf((first, second)), seat, os.getpid(), threads=settings.threads)
+    participant = Participant(Board(board), Shelf(shelf), seat, os.getpid(), threads=settings.threads)
     threading.Thread(target=_end_with, args=[lifeline], name="lifeline", daemon=True).start()
     predictions = predictions_zone(environ, settings.log)
     app = create_worker_app(settings, models_zone(environ), participant, predictions=predictions)

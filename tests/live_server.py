@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import httpx
 import tiny_models
@@ -16,13 +17,19 @@ from pipeline.artifacts import ModelVersion
 from pipeline.store import Store
 from serving.app import create_app
 from serving.board import Board, new_board_file
+from serving.canary import Mode
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
 from serving.participant import Participant
+from serving.live_model import LiveModel
 from serving.schemas import SwapError
 from serving.settings import ServingSettings
 
 MODEL = "shapes"
+ROUNDS = 8
+"""In which a replica gets from any state to what the alias says: a champion, then its challenger."""
+
+STARTED = datetime(2026, 11, 22, tzinfo=UTC)
 
 Serve = Callable[..., httpx.Client]
 
@@ -37,6 +44,14 @@ class Registry:
     def register(self, seed: int, *, onnx_file: bytes | None = None) -> ModelVersion:
         """A version of ``MODEL``."""
         return tiny_models.register(self.checkpoints, self.models, MODEL, seed, onnx_file=onnx_file)
+
+    def challenge(self, version: ModelVersion | None, share: float = 0.5, step: int = 1, mode: Mode = "split") -> None:
+        """Give a version a share beside the champion; none: to none."""
+        canary = None
+        if version:
+            asked = {"challenger": version.version, "share": share, "step": step, "mode": mode, "started_at": STARTED}
+            canary = aliases.Canary.model_validate(asked)
+        aliases.set_canary(self.models, MODEL, aliases.CHAMPION, canary, reason="test")
 
     def point_at(self, version: ModelVersion | None) -> None:
         """Move the champion alias."""
@@ -66,7 +81,8 @@ class ReplicaByHand:
     def look(self) -> None:
         """Look at the alias, and go on until nothing more happens."""
         self.watch.look()
-        for _ in range(3):
+        for _ in range(ROUNDS):
+            wait_until(lambda: not any(each.name.startswith("challenger-") for each in threading.enumerate()))
             for each in self.participants:
                 self.board.beat(each.seat)
                 each.step()
@@ -75,6 +91,13 @@ class ReplicaByHand:
     def versions(self) -> list[str | None]:
         """The version that each process answers with."""
         return [live.manifest.version if (live := each.live_now()) else None for each in self.participants]
+
+    def lineups(self) -> set[tuple[str | None, str | None, float, int]]:
+        """Champion, challenger, share and step, as the processes answer."""
+        found = [each.lineup_now() for each in self.participants]
+        return {
+            (version_of(each.champion), version_of(each.challenger), each.share, each.step) for each in found if each
+        }
 
     @property
     def version(self) -> str | None:
@@ -86,6 +109,11 @@ class ReplicaByHand:
     def error(self) -> SwapError | None:
         """Why nothing newer is live."""
         return self.board.agreement().error
+
+
+def version_of(live: LiveModel | None) -> str | None:
+    """Of a model that is live."""
+    return live.manifest.version if live else None
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

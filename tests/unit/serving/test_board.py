@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artifacts import utc_now
-from serving.board import Agreement, Board, Prepared, Report, new_board_file
+from serving.agreement import Agreement, Prepared, Report
+from serving.board import Board, new_board_file
 from serving.schemas import SwapError
 
 
