@@ -52,20 +52,51 @@ class Prepared(BaseModel):
         return canary | ({self.version: self.file} if self.version and self.file is not None else {})
 
 
+class RoleCounts(BaseModel):
+    """How one of the two versions did.
+
+    Attributes:
+        buckets: requests that it answered, by how long that took; the bounds are ``counts.SECONDS``.
+        seconds: all of these together.
+        failures: requests at which it raised.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    buckets: tuple[int, ...]
+    seconds: float
+    failures: int
+
+
+class CanaryCounts(BaseModel):
+    """What a canary is judged by, over all processes; at any moment only ever more.
+
+    Attributes:
+        compared: images that both versions saw.
+        disagreed: those of them in which each saw another class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    champion: RoleCounts
+    challenger: RoleCounts
+    compared: int
+    disagreed: int
+
+
 class Baseline(BaseModel):
-    """What all processes together had counted when a challenger went live; from there on its canary is judged.
+    """What had been counted when a challenger went live; what its canary is judged by begins there.
 
     Attributes:
         challenger: whose.
         started_at: of the alias's canary; the same challenger may come a second time.
-        counts: sums over the seats.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     challenger: str
     started_at: datetime
-    counts: tuple[float, ...]
+    counts: CanaryCounts
 
     def is_of(self, canary: Canary) -> bool:
         """Whether it was taken when this canary's challenger went live."""

@@ -10,9 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from serving.counts import Role
 from serving.live_model import LiveModel
 
-Role = Literal["champion", "challenger"]
 Mode = Literal["split", "shadow"]
 
 HASH_BYTES: Final = 6

@@ -11,6 +11,7 @@ from typing import Literal
 from pipeline.artifacts import utc_now
 from serving.agreement import Agreement, Baseline, Prepared, PreparedCanary
 from serving.board import Board
+from serving.canary_report import counted
 from serving.model_files import ModelFile, Shelf
 from serving.schemas import SwapError
 from serving.swap import Verdict, Voter, verdict
@@ -155,7 +156,7 @@ class Coordinator:
             self._deaths = self._board.deaths
         if known and known.is_of(asked):
             return known
-        return Baseline(challenger=asked.challenger, started_at=asked.started_at, counts=self._board.sums())
+        return Baseline(challenger=asked.challenger, started_at=asked.started_at, counts=counted(self._board))
 
     def _voter(self, seat: int, generation: int) -> Voter:
         report = self._board.report(seat)

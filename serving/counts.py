@@ -15,12 +15,13 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 from pipeline.registry import ModelManifest
+
+if TYPE_CHECKING:  # the parent of several processes needs the layout, and none of what numpy brings
+    import numpy as np
+    from numpy.typing import NDArray
 
 Route = Literal["predict", "infer", "other"]
 Stage = Literal["queue", "decode", "predict"]
@@ -113,7 +114,7 @@ class Answered(Protocol):
         """What it answered as."""
 
     @property
-    def probabilities(self) -> NDArray[np.float32]:
+    def probabilities(self) -> "NDArray[np.float32]":
         """(images, classes)."""
 
     @property
@@ -225,8 +226,8 @@ class Totals:
 
     def __init__(self, areas: Sequence[memoryview]) -> None:
         """Reads every area once."""
-        self._each = [(_labels(numbers, cells), np.array(numbers)) for numbers, cells in map(_split, areas)]
-        self._numbers = np.sum([numbers for _, numbers in self._each], axis=0)
+        self._each = [(_labels(numbers, cells), numbers.tolist()) for numbers, cells in map(_split, areas)]
+        self._numbers = [sum(each) for each in zip(*(numbers for _, numbers in self._each), strict=True)]
 
     def count(self, at: int) -> int:
         """A counter."""

@@ -11,6 +11,7 @@ from pipeline import registry
 from pipeline.artifacts import ModelVersion
 from pipeline.errors import NotFound
 from pipeline.store import Store
+from serving.canary_report import canary_report
 from serving.counts import Counts
 from serving.encode import json_of
 from serving.errors import NothingLive
@@ -18,7 +19,7 @@ from serving.front import call_in
 from serving.participant import Participant
 from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT
-from serving.schemas import Live, ModelStatus, Prediction, Predictions, Ready
+from serving.schemas import CanaryReport, Live, ModelStatus, Prediction, Predictions, Ready
 from serving.settings import ServingSettings
 from serving.status import model_status, nothing_live
 from serving.uploads import is_multipart, uploads
@@ -142,6 +143,17 @@ async def status(name: str, server: FromServer) -> ModelStatus:
     _refuse_other_model(name, server)
     seat = server.participant
     return model_status(server.settings, seat.board, seat.live_now(), draining=seat.draining)
+
+
+@router.get(
+    "/v2/models/{name}/canary",
+    summary="How the challenger does",
+    responses=_problems({404: "Another model is served here."}),
+)
+async def canary(name: str, server: FromServer) -> CanaryReport:
+    """What all processes of this server counted of champion and challenger since the latter went live here."""
+    _refuse_other_model(name, server)
+    return canary_report(server.participant.board)
 
 
 @router.get("/metrics", summary="For Prometheus", response_class=Response)

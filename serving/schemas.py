@@ -111,6 +111,44 @@ class CanaryStatus(BaseModel):
     step: int
 
 
+class Durations(BaseModel):
+    """A histogram of durations in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bounds: tuple[float, ...] = Field(description="Upper bounds of all buckets but the last one, which has none.")
+    counts: tuple[int, ...] = Field(description="How many fell into each bucket alone.")
+    sum: float
+
+
+class RoleReport(BaseModel):
+    """How one of the two versions did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    requests: int = Field(description="That it was asked, those included at which it failed.")
+    errors: int = Field(description="At which it failed; what the challenger fails at is answered by the champion.")
+    seconds: Durations = Field(description="From a request's header to its answer, of those that it answered.")
+
+
+class CanaryReport(BaseModel):
+    """What all processes of this server together counted since the challenger went live here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    replica: str = Field(description="Another one after each start of the server; then the counts begin anew.")
+    generation: int
+    step: int
+    mode: Literal["split", "shadow"]
+    share: float
+    champion: RoleReport | None = Field(description="Null while no version is live.")
+    challenger: RoleReport | None = Field(description="Null while all requests go to one version.")
+    compared: int = Field(description="Images that both versions saw.")
+    disagreed: int = Field(description="Those of them in which each saw another class.")
+    error: SwapError | None = Field(description="Why the challenger that the alias names gets no requests.")
+
+
 class ModelStatus(BaseModel):
     """What is live, and where it comes from; all but the name is null while no version is."""
 

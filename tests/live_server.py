@@ -82,11 +82,15 @@ class ReplicaByHand:
         """Look at the alias, and go on until nothing more happens."""
         self.watch.look()
         for _ in range(ROUNDS):
-            wait_until(lambda: not any(each.name.startswith("challenger-") for each in threading.enumerate()))
+            self.settle_aside()
             for each in self.participants:
                 self.board.beat(each.seat)
                 each.step()
             self.watch.step()
+
+    def settle_aside(self) -> None:
+        """Return when no challenger is on its way any more."""
+        wait_until(lambda: not any(each.name.startswith("challenger-") for each in threading.enumerate()))
 
     def versions(self) -> list[str | None]:
         """The version that each process answers with."""
