@@ -18,10 +18,10 @@ from pipeline.store import Store
 from serving.app import create_app
 from serving.board import Board, new_board_file
 from serving.canary import Mode
+from serving.live_model import LiveModel
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
 from serving.participant import Participant
-from serving.live_model import LiveModel
 from serving.schemas import SwapError
 from serving.settings import ServingSettings
 

@@ -15,7 +15,7 @@ from pipeline.store import Store
 from serving.canary import Lineup, position
 from serving.canary_report import canary_report
 from serving.counts import Counts
-from serving.predictor import LiveModel
+from serving.live_model import LiveModel
 from serving.settings import ServingSettings
 from serving.status import model_status
 from serving.swap import FATAL_DEATHS
