@@ -22,7 +22,7 @@ from serving.participant import Participant
 from serving.prediction_log import PredictionLog
 from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT, answer_problems
-from serving.routes import Server, router
+from serving.routes import Server, add_predict, router
 from serving.schemas import Problem
 from serving.settings import ServingSettings
 from serving.status import processes
@@ -65,6 +65,8 @@ def create_worker_app(
     log = prediction_log(settings, predictions, counts)
     app = FastAPIOffline(
         redoc_url=None,
+        # Asking each request whether somebody traces costs a tenth of it; the trace context goes on without (calls).
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         title=f"Safelight: {settings.model}",
         description=DESCRIPTION,
         version="1",
@@ -72,6 +74,7 @@ def create_worker_app(
         # In place of FastAPI's own description of a 422, which we never send.
         responses={"4XX": {"description": "Any other problem with the request.", "content": PROBLEM_CONTENT}},
     )
+    add_predict(app)
     app.include_router(router)
     app.include_router(page_router(settings.model))
     answer_problems(app)

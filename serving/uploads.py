@@ -15,7 +15,7 @@ from python_multipart.multipart import parse_options_header
 
 from pipeline.errors import InvalidInput
 
-MULTIPART = b"multipart/form-data"
+MULTIPART = "multipart/form-data"
 MAX_PARTS = 64
 """Parts of one multipart body."""
 
@@ -30,7 +30,7 @@ class Upload:
 
 def is_multipart(content_type: str) -> bool:
     """Whether a body of this Content-Type is multipart/form-data."""
-    return parse_options_header(content_type)[0] == MULTIPART
+    return content_type.partition(";")[0].strip().lower() == MULTIPART
 
 
 def uploads(content_type: str, body: bytes) -> Sequence[Upload]:
