@@ -1,9 +1,9 @@
 """A row of the prediction log, and the Parquet file of many: writer and layout in one place.
 
-- **One row per image.** Plain strings, a UTC timestamp and a float, so that every warehouse reads a file without us. The
-  digest is what ``sha256sum`` prints of the image as it was sent, so a person can look for a file that they have.
-- Rows become Arrow columns a few hundred at a time (``batch``): columns take a tenth of the memory of Python's objects,
-  and none of these steps keeps the interpreter from the requests for long.
+- **One row per image.** Plain strings, a UTC timestamp and a float, so that every warehouse reads a file without us.
+  The digest is what ``sha256sum`` prints of the image as it was sent, so a person can look for a file that they have.
+- Rows become Arrow columns a few hundred at a time (``batch``): columns take a tenth of the memory of Python's
+  objects, and none of these steps keeps the interpreter from the requests for long.
 - arrow-rs writes the file (``docs/decisions/prediction-log.md``).
 """
 
@@ -24,9 +24,10 @@ from serving.live_model import Answers
 
 MICROSECONDS: Final = 1_000_000
 COMPRESSION: Final = "zstd(1)"
+TIME: Final = DataType.timestamp("us", tz="UTC")
 REPEATED: Final = DataType.dictionary(DataType.int32(), DataType.string())
 COLUMNS: Final[Mapping[str, DataType]] = {
-    "time": DataType.timestamp("us", tz="UTC"),
+    "time": TIME,
     "request_id": DataType.string(),
     "image_sha256": DataType.string(),
     "label": REPEATED,
@@ -128,6 +129,6 @@ def _array(values: list[Any], kind: DataType) -> Array:
     """Values of a column; arro3 makes timestamps and dictionaries from what they are made of."""
     if kind == REPEATED:
         return Array(values, DataType.string()).cast(kind)
-    if DataType.is_timestamp(kind):
+    if kind == TIME:
         return Array(values, DataType.int64()).cast(kind)
     return Array(values, kind)

@@ -114,15 +114,8 @@ def test_a_version_with_manifest_or_alias_keeps_all_files(
 
 def test_days_of_predictions_are_kept_for_as_long_as_said() -> None:
     """A day goes when all of it is older; what is not named after a day, and everything without a limit, stays."""
-    folders = [
-        "date=2026-11-14",
-        "date=2026-11-15",
-        "date=2026-11-22",
-        "date=2027-01-01",
-        "date=2026-02-30",
-        "notes",
-        "2026-01-01",
-    ]
+    folders = [f"date={day}" for day in ("2026-11-14", "2026-11-15", "2026-11-22", "2027-01-01", "2026-02-30")]
+    folders += ["notes", "2026-01-01"]
     week = Limits(predictions=timedelta(days=7))
     assert unreferenced.days_of_predictions(folders, NOW, week) == ["date=2026-11-14"]
     assert unreferenced.days_of_predictions(folders, NOW, Limits()) == []

@@ -45,6 +45,7 @@ class Clock:
         self.now = now
 
     def __call__(self) -> float:
+        """Seconds since the epoch."""
         return self.now
 
 
@@ -71,7 +72,7 @@ def image(number: int) -> bytes:
 
 
 def test_every_image_of_every_call_is_a_row() -> None:
-    """What was answered comes back, each image with the digest that sha256sum prints, its best class, and the versions."""
+    """What was answered comes back: each image's digest as sha256sum prints it, its best class, and the versions."""
     store, lost = Refusing(), list[int]()
     given = answers([image(1), image(2)], seed=7)
     with logging_to(store, lost, clock=Clock()) as log:
@@ -165,20 +166,19 @@ def test_images_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_notes_of_several_threads_are_all_logged() -> None:
     """None is lost or counted twice, whoever makes it."""
     store, lost = Refusing(), list[int]()
+
+    def note(log: PredictionLog, name: int) -> None:
+        for number in range(500):
+            log.note(answers([image(1)]), f"{name} {number}")
+
     with logging_to(store, lost) as log:
-        threads = [
-            threading.Thread(
-                target=lambda name=name: [log.note(answers([image(1)]), f"{name} {i}") for i in range(500)]
-            )
-            for name in range(4)
-        ]
+        threads = [threading.Thread(target=note, args=(log, name)) for name in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sorted(row["request_id"] for row in rows(store)) == sorted(
-        f"{name} {i}" for name in range(4) for i in range(500)
-    )
+    noted = {f"{name} {number}" for name in range(4) for number in range(500)}
+    assert sorted(row["request_id"] for row in rows(store)) == sorted(noted)
     assert lost == []
 
 
