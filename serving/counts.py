@@ -15,13 +15,10 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from pipeline.registry import ModelManifest
-
-if TYPE_CHECKING:  # the parent of several processes needs the layout, and none of what numpy brings
-    import numpy as np
-    from numpy.typing import NDArray
+if TYPE_CHECKING:  # the parent of several processes needs the layout, and nothing of what models bring
+    from serving.live_model import Answers
 
 Route = Literal["predict", "infer", "other"]
 Stage = Literal["queue", "decode", "predict"]
@@ -97,31 +94,6 @@ _STATUS: Final = {int(status): at for at, status in enumerate(STATUSES[:-1])}
 _OTHER_STATUS: Final = len(STATUSES) - 1
 
 
-class _Live(Protocol):
-    @property
-    def manifest(self) -> ModelManifest: ...
-
-
-class Answered(Protocol):
-    """What is counted of one model version's answer to all images of a request."""
-
-    @property
-    def live(self) -> _Live:
-        """The model version."""
-
-    @property
-    def role(self) -> Role:
-        """What it answered as."""
-
-    @property
-    def probabilities(self) -> "NDArray[np.float32]":
-        """(images, classes)."""
-
-    @property
-    def best(self) -> Sequence[Sequence[int]]:
-        """Class indexes of each image, the most probable one first."""
-
-
 class Counts:
     """One process's numbers; made once in it, and used by all of its threads."""
 
@@ -154,7 +126,7 @@ class Counts:
         with self._lock:
             self._numbers[REJECTIONS[reason]] += 1.0
 
-    def predicted(self, answers: Answered, seconds: float) -> None:
+    def predicted(self, answers: "Answers", seconds: float) -> None:
         """One model version answered all images of one request, which took it ``seconds``."""
         role, classes, probability = answers.role, answers.live.manifest.classes, answers.probabilities.item
         confidence, predicted = CONFIDENCE[role], PREDICTED[role]

@@ -7,7 +7,6 @@
   alone appear with their first image; how many there may be is bounded by ``counts``.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
@@ -21,14 +20,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import counts
-from serving.counts import Counts, Totals
+from serving.counts import Totals
 from serving.participant import Participant
 from serving.status import processes
-
-PREDICT = "/predict"
 
 COUNTERS = (
     ("safelight_rejections", "Requests that were not, or not to their end, worked on.", "reason", counts.REJECTIONS),
@@ -65,35 +61,6 @@ HISTOGRAMS = (
         counts.CONFIDENCES,
     ),
 )
-
-
-class CountedRequests:
-    """ASGI middleware that counts each request by its status, and how long it took."""
-
-    def __init__(self, app: ASGIApp, counts: Counts) -> None:
-        """``counts`` are this process's."""
-        self.app = app
-        self.counts = counts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        begun = time.perf_counter()
-        try:
-            await self.app(scope, receive, noted)
-        finally:
-            route: counts.Route = "predict" if scope["path"] == PREDICT else "other"
-            self.counts.answered(route, status, time.perf_counter() - begun)
 
 
 class Replica(Collector):

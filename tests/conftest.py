@@ -3,7 +3,7 @@
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,10 +40,16 @@ def store_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting
         embedded_store.down(home)
 
 
+@pytest.fixture(scope="session")
+def new_zone_settings(store_settings: Settings) -> Callable[[], Settings]:
+    """Makes settings whose zones are empty folders of one bucket; for who shares them among tests."""
+    return lambda: store_settings.model_copy(update={"store_url": f"s3://{BUCKET}/{secrets.token_hex(6)}"})
+
+
 @pytest.fixture
-def zone_settings(store_settings: Settings) -> Settings:
+def zone_settings(new_zone_settings: Callable[[], Settings]) -> Settings:
     """Settings whose zones are empty folders of one bucket, this test's own."""
-    return store_settings.model_copy(update={"store_url": f"s3://{BUCKET}/{secrets.token_hex(6)}"})
+    return new_zone_settings()
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from live_server import Registry, ReplicaByHand
 from prometheus_client.parser import text_string_to_metric_families
+from scraping import DASHBOARD, PANELS, ROOT, query_of
+from scraping import MONITORING as FOLDER
 
 from pipeline.settings import Settings
 from pipeline.store import open_store
 from serving.metrics import exposition
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "serving" / "monitoring"
 GRAFANA = FOLDER / "grafana"
 OWN = re.compile(r"(?:[a-z_]+:)?safelight_\w+(?::\w+)?")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
@@ -29,8 +29,6 @@ def written(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-DASHBOARD = written(GRAFANA / "dashboards" / "safelight.json")
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in written(FOLDER / "rules.yml")["groups"] for rule in group["rules"]]
 ALERTS = [rule for rule in RULES if "alert" in rule]
 
@@ -38,8 +36,7 @@ ALERTS = [rule for rule in RULES if "alert" in rule]
 def queries() -> Iterator[str]:
     """Every query of the dashboard, as Grafana would send it."""
     written = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    for query in [*written, *(each["expr"] for each in DASHBOARD["annotations"]["list"])]:
-        yield query.replace("$replica", ".*").replace("$__rate_interval", "1m")
+    yield from map(query_of, [*written, *(each["expr"] for each in DASHBOARD["annotations"]["list"])])
 
 
 def exposed() -> set[str]:

@@ -4,23 +4,15 @@ import httpx
 import pytest
 import tiny_models
 from live_server import Registry, ReplicaByHand, Serve, wait_until
-from prometheus_client.parser import text_string_to_metric_families
+from scraping import samples
 from starlette.types import Message, Receive, Scope, Send
 
 from pipeline import images
 from serving.counts import SECONDS, Counts
-from serving.metrics import CountedRequests, exposition
+from serving.front import Front
+from serving.metrics import exposition
 
 PNG = images.encode_png(tiny_models.picture(5))
-
-
-def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Each sample's value by its name and labels."""
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def value(text: str, name: str, **labels: str) -> float:
@@ -116,7 +108,7 @@ def test_a_request_lands_in_its_bucket(models: Registry, status: int, number: st
         await asyncio.sleep(0.02)
         await send({"type": "http.response.start", "status": status})
 
-    asyncio.run(asked(CountedRequests(app, Counts(replica.board.counts(0)))))
+    asyncio.run(asked(Front(app, Counts(replica.board.counts(0)))))
     text = scraped(replica)
     assert value(text, "safelight_requests_total", route="predict", status=number) == 1
     assert value(text, "safelight_request_seconds_bucket", route="predict", le="0.01") == 0
@@ -131,12 +123,12 @@ def test_an_error_that_nobody_answered_counts_as_a_500(models: Registry) -> None
         raise RuntimeError("unforeseen")
 
     with pytest.raises(RuntimeError):
-        asyncio.run(asked(CountedRequests(app, Counts(replica.board.counts(0)))))
+        asyncio.run(asked(Front(app, Counts(replica.board.counts(0)))))
     text = scraped(replica)
     assert value(text, "safelight_requests_total", route="predict", status="500") == 1
 
 
-async def asked(app: CountedRequests) -> None:
+async def asked(app: Front) -> None:
     """One request."""
 
     async def receive() -> Message:
@@ -145,4 +137,4 @@ async def asked(app: CountedRequests) -> None:
     async def send(message: Message) -> None:
         del message
 
-    await app({"type": "http", "path": "/predict"}, receive, send)
+    await app({"type": "http", "path": "/predict", "headers": []}, receive, send)
