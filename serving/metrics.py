@@ -48,7 +48,7 @@ HISTOGRAMS = (
     ),
     (
         "safelight_prediction_seconds",
-        "What a model version took for a request.",
+        "From a request's header to its prediction.",
         "role",
         counts.PREDICTION_SECONDS,
         counts.SECONDS,
@@ -80,23 +80,29 @@ class Replica(Collector):
         yield from _counted(Totals([self._board.counts(seat) for seat in range(self._board.seats)]))
 
     def _live(self) -> Iterator[Metric]:
-        info = InfoMetricFamily("safelight_model", "What answers, and what it was trained on.", labels=["model"])
-        if live := self._participant.live_now():
-            trained_on = live.manifest.dataset
-            version = {"version": live.manifest.version, "role": "champion"}
-            info.add_metric(
-                [self._model], {**version, "dataset": trained_on.dataset, "dataset_version": trained_on.version}
-            )
+        info = InfoMetricFamily(
+            "safelight_model", "What answers, and what it was trained on.", labels=["model", "role"]
+        )
+        lineup = self._participant.lineup_now()
+        for role, live in (("champion", lineup.champion), ("challenger", lineup.challenger)) if lineup else ():
+            if live:
+                trained_on = live.manifest.dataset
+                dataset = {"dataset": trained_on.dataset, "dataset_version": trained_on.version}
+                info.add_metric([self._model, role], {"version": live.manifest.version, **dataset})
         yield info
 
     def _swaps(self) -> Iterator[Metric]:
-        agreement = self._board.agreement()
+        said = self._board.agreement()
+        asked = said.live.asked
         for family, name, text, value in (
-            (GaugeMetricFamily, "model_live", "1: a version answers.", agreement.live.version is not None),
+            (GaugeMetricFamily, "model_live", "1: a version answers.", said.live.version is not None),
             (GaugeMetricFamily, "model_generation", "Grows with each swap.", self._board.generation),
-            (GaugeMetricFamily, "model_swap_failing", "1: not what the alias says.", agreement.error is not None),
-            (CounterMetricFamily, "model_swaps", "Versions that went live.", agreement.swaps),
-            (CounterMetricFamily, "model_swap_failures", "Tries that failed.", agreement.swap_failures),
+            (GaugeMetricFamily, "model_swap_failing", "1: not what the alias says.", said.error is not None),
+            (CounterMetricFamily, "model_swaps", "Versions that went live.", said.swaps),
+            (CounterMetricFamily, "model_swap_failures", "Tries that failed.", said.swap_failures),
+            (GaugeMetricFamily, "canary_share", "Of the callers, for the challenger.", asked.share if asked else 0),
+            (GaugeMetricFamily, "canary_step", "Of the ramp.", asked.step if asked else 0),
+            (GaugeMetricFamily, "canary_failing", "1: no challenger as the alias says.", said.canary_error is not None),
         ):
             metric = family(f"safelight_{name}", text, labels=["model"])
             metric.add_metric([self._model], value)
@@ -116,7 +122,8 @@ class Replica(Collector):
         }
         for seat, held in processes(self._board).items():
             process = [str(seat)]
-            info.add_metric(process, {"version": held.version or "", "pid": str(held.pid)})
+            answers_with = {"version": held.version or "", "challenger": held.challenger or ""}
+            info.add_metric(process, {**answers_with, "pid": str(held.pid)})
             for name, value in (
                 ("process_ready", held.ready),
                 ("process_generation", held.generation),

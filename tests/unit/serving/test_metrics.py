@@ -60,12 +60,35 @@ def test_every_process_is_told_of_by_any(models: Registry) -> None:
     assert value(text, "safelight_model_live", model="shapes") == 1
     for seat in ("0", "1", "2"):
         pid = str(100 + int(seat))
-        assert value(text, "safelight_process_info", process=seat, pid=pid, version=version.version) == 1
+        held = {"version": version.version, "challenger": ""}
+        assert value(text, "safelight_process_info", process=seat, pid=pid, **held) == 1
         assert value(text, "safelight_queue_images", process=seat) == int(seat)
         assert value(text, "safelight_process_ready", process=seat) == 1
         assert value(text, "safelight_process_generation", process=seat) == 1
     assert value(text, "safelight_requests_total", route="predict", status="200") == 3
     assert value(text, "safelight_model_swaps_total", model="shapes") == 1
+
+
+def test_a_challenger_is_told_of(models: Registry) -> None:
+    """Its version and dataset beside the champion's, its share and its step; and that there is none where one cannot be loaded."""
+    replica = ReplicaByHand(models.models, 2)
+    champion, challenger = models.register(1), models.register(2)
+    models.point_at(champion)
+    models.challenge(challenger, share=0.1, step=2)
+    replica.look()
+    text = scraped(replica)
+    named = {
+        (dict(labels)["role"], dict(labels)["version"])
+        for name, labels in samples(text)
+        if name == "safelight_model_info"
+    }
+    assert named == {("champion", champion.version), ("challenger", challenger.version)}
+    assert value(text, "safelight_canary_share", model="shapes") == 0.1
+    assert value(text, "safelight_canary_step", model="shapes") == 2
+    assert value(text, "safelight_canary_failing", model="shapes") == 0
+    models.challenge(models.register(3, onnx_file=b"not a model"))
+    replica.look()
+    assert value(scraped(replica), "safelight_canary_failing", model="shapes") == 1
 
 
 def test_an_empty_seat_gives_its_name_to_nobody(models: Registry) -> None:
