@@ -40,7 +40,7 @@ WARM_UP_S = 1.0
 def main() -> None:
     """Print the table."""
     options = parsed()
-    say(f"load of this machine before: {', '.join(f'{each:.2f}' for each in os.getloadavg())}")
+    say_load("before")
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="safelight-serving-")))
         settings = stack.enter_context(own_store())
@@ -52,6 +52,7 @@ def main() -> None:
             write_bodies(scratch / "bodies", server.peer.body, images)
         bound = stack.enter_context(alone(model)) if ALONE in options.servers else None
         rows = measured(fleet, bound, scratch / "bodies", options)
+        say_load("after")
         print_table(rows, options.reference)
         if options.overload:
             print_storms([storm(server, scratch / "bodies", images[0], options.seconds) for server in fleet])
@@ -81,6 +82,11 @@ def parsed() -> argparse.Namespace:
 def say(what: str) -> None:
     """What goes on, beside the table."""
     print(what, file=sys.stderr, flush=True)
+
+
+def say_load(when: str) -> None:
+    """How many processes wanted a core in the last 1, 5 and 15 minutes, ours among them."""
+    say(f"load of this machine {when}: {', '.join(f'{each:.2f}' for each in os.getloadavg())}")
 
 
 def prepared(scratch: Path, choice: str, images: Sequence[bytes]) -> Path:
@@ -143,7 +149,7 @@ def refuse_other_answers(server: Server, expected: Sequence[str], found: Sequenc
 
 def measured(
     fleet: Sequence[Server],
-    bound: tuple[str, Callable[[float], float]] | None,
+    bound: tuple[str, Callable[[float], Visit]] | None,
     bodies: Path,
     options: argparse.Namespace,
 ) -> list[Row]:
@@ -154,7 +160,7 @@ def measured(
         contenders[server.peer.name] = partial(visits, server, bodies, counts, seconds)
         visit(server, bodies, max(counts), WARM_UP_S)
     if bound:
-        contenders[ALONE] = lambda: dict.fromkeys(counts, Visit(bound[1](seconds)))
+        contenders[ALONE] = lambda: dict.fromkeys(counts, bound[1](seconds))
     reached = rounds(contenders, options.rounds)
     rows = [
         Row(

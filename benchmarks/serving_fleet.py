@@ -151,7 +151,7 @@ def labels(server: Server, images: Sequence[bytes]) -> list[str]:
 def proportional_memory(server: Server) -> float:
     """MiB that all processes of a server hold, pages that several share divided among them (PSS)."""
     total = 0
-    for process in tree(server):
+    for process in tree(server.process.pid):
         try:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
         except OSError:  # it ended meanwhile
@@ -160,10 +160,22 @@ def proportional_memory(server: Server) -> float:
     return total / 1024
 
 
-def tree(server: Server) -> list[psutil.Process]:
-    """The processes of a server."""
+def cpu_seconds(family: Sequence[psutil.Process]) -> float:
+    """That these processes have used since they started."""
+    total = 0.0
+    for process in family:
+        try:
+            spent = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += spent.user + spent.system
+    return total
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
     try:
-        first = psutil.Process(server.process.pid)
+        first = psutil.Process(pid)
         return [first, *first.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
@@ -171,7 +183,7 @@ def tree(server: Server) -> list[psutil.Process]:
 
 def stop(server: Server) -> None:
     """End all its processes."""
-    family = tree(server)
+    family = tree(server.process.pid)
     server.process.terminate()
     _, left = psutil.wait_procs(family, timeout=STOP_S)
     for process in left:

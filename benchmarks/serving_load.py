@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving_fleet import Server
+from benchmarks.serving_fleet import Server, cpu_seconds, tree
 from benchmarks.serving_peers import HERE, Body
 
 TIMEOUT_S = 30
@@ -17,9 +17,13 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What a client saw: good answers per second, latencies in ms, refusals (4xx, 5xx) and broken connections."""
+    """What a client saw: good answers per second, latencies in ms, refusals (4xx, 5xx) and broken connections.
+
+    ``per_cpu_second`` is what the server did with a second of one core: it tells servers apart on a busy machine too.
+    """
 
     per_second: float
+    per_cpu_second: float
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     refused: int = 0
@@ -38,7 +42,10 @@ def visit(server: Server, bodies: Path, connections: int, seconds: float) -> Vis
     body = server.peer.body
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", f"--timeout={TIMEOUT_S}s", "-s"]
     command += [str(HERE / "visit.lua"), server.url, "--", str(bodies / body.kind), body.content_type]
+    before = cpu_seconds(tree(server.process.pid))
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    spent = cpu_seconds(tree(server.process.pid)) - before
     seen = json.loads(said.splitlines()[-1])
     good = seen["answers"] - seen["refused"]
-    return Visit(good / seen["seconds"], seen["p50_ms"], seen["p99_ms"], seen["refused"], seen["broken"])
+    latencies = seen["p50_ms"], seen["p99_ms"]
+    return Visit(good / seen["seconds"], good / spent, *latencies, seen["refused"], seen["broken"])
