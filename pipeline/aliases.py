@@ -62,20 +62,24 @@ class AliasChange(Record):
     rolled_back: str | None = None
 
 
+Mode = Literal["split", "shadow"]
+"""How a challenger gets its share: it answers it, or it gets a copy and the champion answers."""
+
+
 class Canary(Record):
     """A version that gets a share of the requests, to be compared with the one that the alias points at.
 
     Attributes:
         challenger: the version.
         share: of the requests, from 0 to 1.
-        mode: ``split``: the challenger answers its share; ``shadow``: it gets a copy, and the champion answers.
+        mode: how it gets it.
         step: of the ramp, counted from 0.
         started_at: when this challenger got its first share.
     """
 
     challenger: str
     share: float = Field(ge=0, le=1)
-    mode: Literal["split", "shadow"] = "split"
+    mode: Mode = "split"
     step: int = Field(0, ge=0)
     started_at: datetime
 

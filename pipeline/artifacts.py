@@ -7,9 +7,10 @@ on another machine, be retried, or be started by hand from what the store holds.
 import hashlib
 import json
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 PIXEL_FORMAT = 2
 """Raised whenever the same encoded image would decode to other pixels than before."""
@@ -262,13 +263,92 @@ class GateConfig(Record):
     )
 
 
+class CanaryConfig(Record):
+    """How a challenger gets more and more of the requests, and what stops it."""
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.01, 0.1, 0.5),
+        min_length=1,
+        max_length=20,
+        description="Shares of the requests that the challenger gets in turn, before it gets all of them.",
+    )
+    shadow_first: bool = Field(
+        default=False,
+        description="Begin with a step in which the challenger gets copies, and the champion answers everything.",
+    )
+    minimum_requests: int = Field(
+        200, ge=1, le=1_000_000, description="Requests of champion and challenger each that a step is judged by."
+    )
+    real_traffic: bool = Field(
+        default=False, description="Judge by requests of clients alone; test images that were sent again do not do."
+    )
+    step_s: float = Field(
+        20, ge=0, le=86_400, description="Seconds that a step lasts; without any request, test images are sent then."
+    )
+    hold_s: float = Field(
+        900, ge=0, le=604_800, description="Seconds after which a step that could not be judged ends the ramp."
+    )
+    more_errors: float = Field(
+        0.01, ge=0, le=1, description="By how much more often than the champion's the challenger's requests may fail."
+    )
+    slower: float = Field(
+        1.5, ge=1, le=100, description="How many times the champion's 95th percentile the challenger's may take."
+    )
+    slower_ms: float = Field(
+        20, ge=0, le=60_000, description="Milliseconds by which the challenger may always be slower."
+    )
+    more_disagreement: float = Field(
+        0.05, ge=0, le=1, description="How much more than on the test images champion and challenger may disagree."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_descent(self) -> Self:
+        if any(two <= one for one, two in pairwise(self.steps)):
+            raise ValueError("steps: each share has to be larger than the one before it")
+        return self
+
+
+class CanaryStep(Record):
+    """What a step of a ramp came to, summed over all processes of all replicas.
+
+    Attributes:
+        share: of the requests, from 0 to 1.
+        mode: ``split``: the challenger answered its share; ``shadow``: it got copies.
+        requests: to the challenger; ``champion_requests`` to the champion meanwhile.
+        errors: those of them in which the model failed.
+        p95_ms: 95th percentile of the time that they took, from a histogram, in milliseconds; None without any.
+        compared: images that both models answered.
+        disagreed: those with two answers.
+        replayed: requests that were test images, sent by the ramp itself.
+        seconds: how long the step took.
+        outcome: ``go on``, ``hold`` or ``back``.
+        reason: the sentence that goes with it.
+    """
+
+    share: float
+    mode: Literal["split", "shadow"]
+    requests: int
+    errors: int
+    p95_ms: float | None
+    champion_requests: int
+    champion_errors: int
+    champion_p95_ms: float | None
+    compared: int
+    disagreed: int
+    replayed: int
+    seconds: float
+    outcome: Literal["go on", "hold", "back"]
+    reason: str
+
+
 class PromotionDecision(Record):
     """What the quality gate said, and why.
 
     Attributes:
         challenger: the version that was judged.
         champion: the version that was live before, if any.
-        promoted: True when the challenger is the champion now.
+        promoted: True when the alias points at the challenger now.
+        alias: ``champion``; ``challenger`` where the version is to prove itself on a share of the requests first.
         reasons: one sentence per finding, the deciding ones first.
         challenger_accuracy: on the challenger's test images.
         champion_accuracy: of the champion, evaluated anew on the same images.
@@ -280,6 +360,7 @@ class PromotionDecision(Record):
     reasons: tuple[str, ...]
     challenger_accuracy: float
     champion_accuracy: float | None
+    alias: Literal["champion", "challenger"] = "champion"
 
 
 class Deployment(Record):
@@ -290,6 +371,7 @@ class Deployment(Record):
         smoke_images: images that were sent to each replica over HTTP and answered as the evaluation predicted.
         replicas: of the inference server, all of which answer with the version.
         target: how it went live; ``follow``: the replicas followed the alias, ``docker``: new containers took over.
+        canary: the steps by which it got there, if it was not at once.
     """
 
     model_version: ModelVersion
@@ -297,3 +379,4 @@ class Deployment(Record):
     smoke_images: int
     replicas: int = 1
     target: Literal["follow", "docker"] = "follow"
+    canary: tuple[CanaryStep, ...] = ()

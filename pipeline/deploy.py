@@ -11,6 +11,8 @@
 - Killed at any point and repeated, it goes on: each part looks first whether it is done.
 - Deployments by containers take turns, under a lease: two of one version would otherwise build on, and clear away, each
   other's. Whoever waited deploys only if the alias still says what it said before.
+- **With a canary** the version first gets a share of the requests, and the alias moves once it has proven itself on
+  that (``canary``). Ramps of a model take turns as well; what is live at once needs no turn, and ends a ramp.
 - Which server is asked, and how one is started on this machine, is in ``inference_server``; how its replicas are found,
   in ``replicas``; how containers take over, in ``takeover``.
 """
@@ -21,9 +23,10 @@ from pathlib import PurePosixPath
 
 import httpx
 
-from pipeline import aliases, docker_target, inference_server, leases, proof, registry, takeover
-from pipeline.aliases import CHAMPION, AliasState
-from pipeline.artifacts import Deployment, ModelVersion
+from pipeline import aliases, canary, docker_target, inference_server, leases, proof, registry, takeover
+from pipeline.aliases import CHALLENGER, CHAMPION, AliasState
+from pipeline.artifacts import CanaryConfig, CanaryStep, Deployment, ModelVersion
+from pipeline.canary_step import OnStep
 from pipeline.errors import Conflict, DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
 from pipeline.inference_server import Server
 from pipeline.progress import OnProgress, silent
@@ -52,8 +55,10 @@ def deploy(
     settings: Settings,
     version: ModelVersion,
     *,
+    ramp: CanaryConfig | None = None,
     timeout_s: float = READY_TIMEOUT_S,
     on_progress: OnProgress = silent,
+    on_step: OnStep = lambda _: None,
     resolve: Resolve = addresses,
 ) -> Deployment:
     """Make ``version`` the one that every replica of the inference server answers with.
@@ -62,20 +67,26 @@ def deploy(
         zones: the opened zones.
         settings: say where the server is, or where to start one.
         version: to make live.
+        ramp: how it gets there by a canary; None: at once. Where nothing is live there is nothing to compare it with,
+            and it goes live at once too.
         timeout_s: how long the replicas may take to follow the alias, in seconds.
         on_progress: told of every smoke image, and of whom it waits for.
+        on_step: told of each step of a canary that came to an end.
         resolve: the addresses of a host.
 
     Raises:
         InvalidSettings: the server's URL is not one, or the compose project is not as it has to be.
         NotFound: there is no such version.
         DeployFailed: the version did not prove itself; the alias is back where it was.
+        CanaryHeld: there were too few requests to judge a canary by; it keeps its share, and the alias stays.
         Conflict: somebody else moved the alias at the same moment.
         LocalServiceFailed: it is live, but containers of the old version could not be removed.
     """
     _refuse_bad_url(settings)
+    _refuse_pinned(settings, ramp)
     manifest = registry.read_manifest(zones.models, version.model, version.version)
     questions = proof.smoke_set(zones, manifest)
+    steps: list[CanaryStep] = []
 
     def prove(client: httpx.Client) -> str | None:
         return proof.prove(client, questions, manifest, on_progress)
@@ -87,13 +98,47 @@ def deploy(
             smoke_images=len(questions),
             replicas=replicas,
             target=settings.deploy_target,
+            canary=tuple(steps),
         )
         zones.models.put(_proof_key(manifest), deployment.to_json())
         return deployment
 
+    def note(step: CanaryStep) -> None:
+        steps.append(step)
+        on_step(step)
+
+    def follow(models: Store, manifest: ModelManifest, before: Alias) -> Deployment:
+        if ramp and before and before[0].version not in (None, manifest.version):
+            before = canary.ramp_up(
+                zones,
+                settings,
+                manifest,
+                ramp,
+                before,
+                timeout_s=timeout_s,
+                on_progress=on_progress,
+                on_step=note,
+                resolve=resolve,
+            )
+        return record(*_by_following(models, settings, manifest, before, prove, timeout_s, resolve))
+
     if settings.deploy_target == "docker":
         return _in_turn(zones.models, manifest, partial(_by_docker, settings, prove, record, timeout_s), on_progress)
-    return record(*_by_following(zones.models, settings, manifest, prove, timeout_s, resolve))
+    if ramp is not None:
+        return _in_turn(zones.models, manifest, follow, on_progress)
+    return follow(zones.models, manifest, aliases.read_alias(zones.models, manifest.model, CHAMPION))
+
+
+def target(models: Store, model: str, version: str | None, *, by_canary: bool) -> ModelVersion:
+    """The version to deploy: the named one; else the champion, or the challenger of a canary that goes on or begins.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    if version is None and by_canary:
+        found = aliases.read_alias(models, model, CHAMPION)
+        version = found[0].canary.challenger if found and found[0].canary else CHALLENGER
+    return aliases.resolve(models, model, version or CHAMPION)
 
 
 def summary(deployment: Deployment) -> str:
@@ -104,10 +149,16 @@ def summary(deployment: Deployment) -> str:
 
 
 def _by_following(  # noqa: PLR0917 - private, and called once
-    models: Store, settings: Settings, manifest: ModelManifest, prove: Prove, timeout_s: float, resolve: Resolve
+    models: Store,
+    settings: Settings,
+    manifest: ModelManifest,
+    before: Alias,
+    prove: Prove,
+    timeout_s: float,
+    resolve: Resolve,
 ) -> tuple[str, int]:
     """Move the alias and wait until all replicas have followed: the server's URL, and how many there are."""
-    moved = _point_alias(models, manifest, aliases.read_alias(models, manifest.model, CHAMPION))
+    moved = _point_alias(models, manifest, before)
     server = None
     try:
         server = inference_server.up(settings, manifest.model)
@@ -137,14 +188,14 @@ def _in_turn(
     """Wait until no other deployment of the model is under way, and deploy from what the alias said before that.
 
     Raises:
-        Conflict: meanwhile somebody else made another version live.
+        Conflict: meanwhile somebody else made another version live, or ended the version's canary.
     """
     before = aliases.read_alias(models, manifest.model, CHAMPION)
     key, what = f"{manifest.model}/deploying.json", f"the deployment of model {manifest.model}"
     with leases.acquire(models, key, what, ttl_s=TURN_TTL_S, on_progress=on_progress) as lease:
         lease.end()  # nothing is left to be said once this block is over
         now = aliases.read_alias(models, manifest.model, CHAMPION)
-        if now != before and not (now and now[0].version == manifest.version):
+        if now != before and not (now and manifest.version in _wanted(now[0])):
             raise Conflict(f"Alias {CHAMPION!r} of model {manifest.model!r} was moved by somebody else meanwhile.")
         return deploy(models, manifest, now)
 
@@ -230,6 +281,19 @@ def _point_alias(models: Store, manifest: ModelManifest, before: Alias) -> bool:
             raise
         return False  # somebody else is deploying the same version
     return True
+
+
+def _refuse_pinned(settings: Settings, ramp: CanaryConfig | None) -> None:
+    if ramp is not None and settings.deploy_target == "docker":
+        raise InvalidSettings(
+            f"{PREFIX}DEPLOY_TARGET=docker: its containers have one version each, so none can answer a share of the "
+            "requests with another one; deploy without a canary, or under target follow."
+        )
+
+
+def _wanted(state: AliasState) -> set[str | None]:
+    """The version that an alias points at, and the one that is on its way there."""
+    return {state.version, state.canary.challenger if state.canary else None}
 
 
 def _refuse_moved(models: Store, manifest: ModelManifest) -> int:

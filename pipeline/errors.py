@@ -20,6 +20,7 @@
     ├── TrainingDiverged              the loss became NaN or infinite
     ├── ExportMismatch                the exported model does not answer like the trained one
     ├── DeployFailed                  the new version did not prove itself; the old one is live again
+    ├── CanaryHeld                    too few requests to judge a challenger by: it keeps the share that it has
     ├── LocalServiceFailed            a process on this machine did not start or stop
     └── PrefectUnavailable            the Prefect server did not answer, or refused the credentials
 """
@@ -97,6 +98,10 @@ class ExportMismatch(SafelightError):
 
 class DeployFailed(SafelightError):
     """The new version did not prove itself; the alias points where it pointed before."""
+
+
+class CanaryHeld(SafelightError):
+    """Too few requests to judge a challenger by: it keeps the share that it has until the ramp is repeated."""
 
 
 class LocalServiceFailed(SafelightError):

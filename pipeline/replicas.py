@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -63,6 +63,7 @@ class Status:
     reason: str = ""
 
 
+Answer = TypeVar("Answer")
 Said = Mapping[Replica, Status | None]
 """What each replica said; None of one that does not answer."""
 Prove = Callable[[httpx.Client], str | None]
@@ -94,10 +95,13 @@ class Replicas:
         Raises:
             DeployFailed: one of them serves another model, or is no inference server of ours.
         """
+        return self.each(lambda replica: _status(replica, model))
+
+    def each(self, question: Callable[[Replica], Answer | None]) -> dict[Replica, Answer | None]:
+        """What each replica that there is at the moment answers to a question; None of one that does not answer."""
         host = httpx.URL(self.url).host
         found = [self._at(address, host) for address in self._resolve(host)]
-        statuses = self._threads.map(lambda replica: _status(replica, model), found)
-        return counted(dict(zip(found, statuses, strict=True)))
+        return counted(dict(zip(found, self._threads.map(question, found), strict=True)))
 
     def _at(self, address: str, host: str) -> Replica:
         if address not in self._known:
@@ -189,10 +193,10 @@ class _Rounds:
             raise DeployFailed(f"{replica.name} {fault(status)}")
 
 
-def counted(said: Said) -> Said:
+def counted(said: Mapping[Replica, Answer | None]) -> dict[Replica, Answer | None]:
     """Without the addresses of a family in which nobody answers, where somebody of the other one does."""
-    answering = {_family(replica) for replica, status in said.items() if status is not None}
-    return {replica: status for replica, status in said.items() if not answering or _family(replica) in answering}
+    answering = {_family(replica) for replica, answer in said.items() if answer is not None}
+    return {replica: answer for replica, answer in said.items() if not answering or _family(replica) in answering}
 
 
 def fault(status: Status | None) -> str:
@@ -227,10 +231,7 @@ def _status(replica: Replica, model: str) -> Status | None:
         answer = replica.client.get(f"/v2/models/{model}", timeout=STATUS_TIMEOUT)
     except httpx.TransportError:
         return None
-    if "via" in answer.headers:
-        raise DeployFailed(
-            f"{replica.name} is a gateway, behind which replicas hide: let {PREFIX}INFERENCE_URL name the replicas"
-        )
+    refuse_gateway(replica, answer)
     try:
         said = answer.json()
     except ValueError:
@@ -240,6 +241,14 @@ def _status(replica: Replica, model: str) -> Status | None:
     if not answer.is_success:
         raise DeployFailed(f"{replica.name} refuses: {said['detail']}")
     return read_status(said)
+
+
+def refuse_gateway(replica: Replica, answer: httpx.Response) -> None:
+    """Raise DeployFailed where an answer came through a gateway that says so."""
+    if "via" in answer.headers:
+        raise DeployFailed(
+            f"{replica.name} is a gateway, behind which replicas hide: let {PREFIX}INFERENCE_URL name the replicas"
+        )
 
 
 def read_status(said: Mapping[str, Any]) -> Status:
