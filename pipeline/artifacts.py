@@ -270,7 +270,7 @@ class CanaryConfig(Record):
         (0.01, 0.1, 0.5),
         min_length=1,
         max_length=20,
-        description="Shares of the requests that the challenger gets in turn, before it gets all of them.",
+        description="Shares of the requests, more than 0 and less than 1, that the challenger gets before it gets all.",
     )
     shadow_first: bool = Field(
         default=False,

@@ -10,7 +10,7 @@
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import aliases, inference_server, proof, registry
 from pipeline.aliases import CHAMPION, AliasState, Canary, Mode
-from pipeline.artifacts import CanaryConfig, utc_now
+from pipeline.artifacts import CanaryConfig, CanaryStep, utc_now
 from pipeline.canary_step import Doubt, OnStep, Ramp, Step, size
 from pipeline.errors import Conflict, DeployFailed
 from pipeline.progress import OnProgress
@@ -53,6 +53,7 @@ def ramp_up(
     timeout_s: float,
     on_progress: OnProgress,
     on_step: OnStep,
+    still_wanted: Callable[[], object],
     resolve: Resolve,
 ) -> tuple[AliasState, str]:
     """Let a version prove itself on a share of the requests; what the alias says after that, and its etag.
@@ -66,6 +67,7 @@ def ramp_up(
         timeout_s: how long a replica may not answer, or not show the step, in seconds.
         on_progress: told in each round how many requests there are.
         on_step: told of each step.
+        still_wanted: called in each round; raises where nobody wants the ramp to go on now.
         resolve: the addresses of a host.
 
     Raises:
@@ -87,6 +89,7 @@ def ramp_up(
             timeout_s=timeout_s,
             on_progress=on_progress,
             on_step=on_step,
+            still_wanted=still_wanted,
         )
         return climb(made, state, etag)
 
@@ -134,6 +137,16 @@ def climb(ramp: Ramp, state: AliasState, etag: str) -> tuple[AliasState, str]:
             step.tell("back", str(doubt))
             _take_back(ramp, state, etag, f"had {size(canary)} and went back to none: {doubt}")
     return state, etag
+
+
+def summary(step: CanaryStep) -> str:
+    """A step in a line for a person."""
+    times = [f"{each:,.1f} ms" if each is not None else "unknown" for each in (step.p95_ms, step.champion_p95_ms)]
+    return (
+        f"canary: {size(step)}, {step.outcome}: {step.requests:,} requests to the challenger with {step.errors:,} "
+        f"errors and a 95th percentile of {times[0]} (champion: {step.champion_requests:,}, {step.champion_errors:,}, "
+        f"{times[1]}), {step.disagreed:,} of {step.compared:,} images answered otherwise, in {step.seconds:,.0f} s."
+    )
 
 
 def expected_disagreement(

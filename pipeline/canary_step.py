@@ -47,6 +47,7 @@ class Ramp:
         timeout_s: how long a replica may not answer, or not show the step, in seconds.
         on_progress: told in each round how many requests there are.
         on_step: told of each step.
+        still_wanted: called in each round; raises where nobody wants the ramp to go on now.
     """
 
     models: Store
@@ -58,6 +59,7 @@ class Ramp:
     timeout_s: float
     on_progress: OnProgress
     on_step: OnStep
+    still_wanted: Callable[[], object] = lambda: None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class Step:
             Conflict: somebody else changed the alias.
         """
         while True:
+            self.ramp.still_wanted()
             self._refuse_changed()
             reports = self.ramp.replicas.each(self._asked)
             waiting = self._waiting(reports)
@@ -201,8 +204,9 @@ class Step:
 
     def _say(self, why: str) -> None:
         least = self.ramp.config.minimum_requests
-        done = min(self._counts.champion.requests, self._counts.challenger.requests, least)
-        self.ramp.on_progress(Progress(f"canary: {size(self.canary)}", done, least, "requests", note=why))
+        done = min(self._counts.champion.requests, self._counts.challenger.requests)
+        total = least if done < least else None  # enough of them end no step before its time
+        self.ramp.on_progress(Progress(f"canary: {size(self.canary)}", done, total, "requests", note=why))
 
     def _give_up(self, found: Verdict, waiting: Sequence[str]) -> NoReturn:
         """End a step that could not be judged in time."""
@@ -218,7 +222,7 @@ class Step:
         )
 
 
-def size(canary: Canary) -> str:
+def size(canary: Canary | CanaryStep) -> str:
     """What a challenger gets, as a clause."""
     return f"{'a copy of ' if canary.mode == 'shadow' else ''}{100 * canary.share:.4g} % of the requests"
 

@@ -16,20 +16,28 @@ from pipeline.artifacts import Architecture, PrepareConfig, TrainingRun
 from pipeline.cli_options import (
     Allow,
     BatchSize,
+    ByCanary,
     Dataset,
     Epochs,
     Fresh,
+    HoldS,
     Json,
     LearningRate,
     Limit,
     Margin,
     MinimumAccuracy,
+    MinimumRequests,
     Model,
     ModelName,
+    RealTraffic,
     Run,
     Seed,
+    ShadowFirst,
     Size,
+    StepS,
+    Steps,
     Version,
+    canary_config,
     gate_config,
     given,
     image_size,
@@ -230,6 +238,9 @@ def promote(
     minimum_accuracy: MinimumAccuracy = None,
     margin: Margin = None,
     allow: Allow = None,
+    for_canary: Annotated[
+        bool, typer.Option("--for-canary", help="Make the better one the challenger, for `deploy --canary`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge a model version against the champion; the better one is the champion afterwards."""
@@ -239,27 +250,51 @@ def promote(
     _, zones = open_all()
     challenger = aliases.resolve(zones.models, model, version or aliases.NEWEST)
     with console.progress() as on_progress:
-        result = step.promote(zones, challenger, gate, on_progress=on_progress)
+        result = step.promote(zones, challenger, gate, by_canary=for_canary, on_progress=on_progress)
     console.show_record(result, as_json=as_json, lines=step.summary(result))
 
 
 @app.command()
 def deploy(
     model: Model,
-    version: Annotated[str | None, typer.Option(help="By default the champion.")] = None,
+    version: Annotated[str | None, typer.Option(help="By default the champion; with a canary the challenger.")] = None,
     if_any: Annotated[bool, typer.Option("--if-any", help="Succeed too where there is no champion yet.")] = False,
+    by_canary: ByCanary = False,
+    steps: Steps = None,
+    shadow_first: ShadowFirst = False,
+    minimum_requests: MinimumRequests = None,
+    real_traffic: RealTraffic = False,
+    step_s: StepS = None,
+    hold_s: HoldS = None,
     as_json: Json = False,
 ) -> None:
     """Make a model version live, prove that every replica answers with it, and go back if one does not."""
+    from pipeline import canary
     from pipeline import deploy as step
 
+    ramp = canary_config(
+        by_canary=by_canary,
+        steps=tuple(steps or ()),
+        shadow_first=shadow_first,
+        minimum_requests=minimum_requests,
+        real_traffic=real_traffic,
+        step_s=step_s,
+        hold_s=hold_s,
+    )
     settings, zones = open_all()
     if if_any and not aliases.list_aliases(zones.models, model).get(aliases.CHAMPION):
         print(f"Model {model!r} has no champion yet.")
         return
-    target = aliases.resolve(zones.models, model, version or aliases.CHAMPION)
+    target = step.target(zones.models, model, version, by_canary=by_canary)
     with console.progress() as on_progress:
-        result = step.deploy(zones, settings, target, on_progress=on_progress)
+        result = step.deploy(
+            zones,
+            settings,
+            target,
+            ramp=ramp,
+            on_progress=on_progress,
+            on_step=lambda done: console.say(canary.summary(done)),
+        )
     console.show_record(result, as_json=as_json, lines=[step.summary(result)])
 
 
@@ -291,6 +326,7 @@ def run(
     margin: Margin = None,
     allow: Allow = None,
     fresh: Fresh = False,
+    by_canary: ByCanary = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole route as a Prefect flow: prepare, train, evaluate, register, promote, deploy."""
@@ -304,7 +340,9 @@ def run(
     from pipeline import flows, prefect_runs
 
     result = prefect_runs.run_here(
-        flows.pipeline(dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh)
+        flows.pipeline(
+            dataset, model, preparation=preparation, training=training, gate=gate, fresh=fresh, by_canary=by_canary
+        )
     )
     console.show_record(result, as_json=as_json, lines=flows.summary(result))
 

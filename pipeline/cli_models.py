@@ -5,7 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import aliases, console, registry
+from pipeline.aliases import AliasState, Canary
+from pipeline.artifacts import utc_now
 from pipeline.cli_options import Json, Model, open_all
+from pipeline.errors import InvalidInput
 from pipeline.zones import Zones
 
 app = typer.Typer(help="Model versions and aliases.", no_args_is_help=True)
@@ -60,6 +63,68 @@ def models_rollback(
     _, zones = open_all()
     result = aliases.rollback(zones.models, model, aliases.CHAMPION, reason=reason)
     console.show_record(result, as_json=as_json, lines=[f"{model}@{aliases.CHAMPION} is {result.version} again."])
+
+
+@app.command("canary")
+def models_canary(
+    model: Model,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Give it this share of the requests.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="A version's id, or an alias; by default the one under way, or the challenger.")
+    ] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Give it copies, which answer nobody.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Give it nothing any more; the champion stays.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which version gets a share of the requests beside the champion; set that share by hand, or end it."""
+    _, zones = open_all()
+    if stop and share is not None:
+        raise InvalidInput("--stop gives nothing any more, so it takes no --share.")
+    if share is None and (version is not None or shadow):
+        raise InvalidInput("--version and --shadow say who gets a share, and how: give --share too.")
+    if stop:
+        result = aliases.set_canary(zones.models, model, aliases.CHAMPION, None, reason="canary: stopped by hand")
+    elif share is not None:
+        result = _share_by_hand(zones, model, share, version, "shadow" if shadow else "split")
+    else:
+        result = _champion(zones, model)
+    console.show_record(result, as_json=as_json, lines=[_canary_line(model, result)])
+
+
+def _share_by_hand(zones: Zones, model: str, share: float, version: str | None, mode: aliases.Mode) -> AliasState:
+    """What the alias says once a version has this share; a ramp of that version goes on from there."""
+    found = aliases.read_alias(zones.models, model, aliases.CHAMPION)
+    under_way, etag = (found[0].canary, found[1]) if found else (None, None)
+    name = version or (under_way.challenger if under_way else aliases.CHALLENGER)
+    challenger = aliases.resolve(zones.models, model, name).version
+    same = under_way if under_way and under_way.challenger == challenger else None
+    canary = Canary(
+        challenger=challenger,
+        share=share,
+        mode=mode,
+        step=same.step if same else 0,
+        started_at=same.started_at if same else utc_now(),
+    )
+    reason = f"canary: {share:.4g} set by hand"
+    return aliases.set_canary(zones.models, model, aliases.CHAMPION, canary, reason=reason, expected=etag)
+
+
+def _champion(zones: Zones, model: str) -> AliasState:
+    found = aliases.read_alias(zones.models, model, aliases.CHAMPION)
+    if found is None:
+        raise registry.not_found(zones.models, model, f"no alias {aliases.CHAMPION!r}")
+    return found[0]
+
+
+def _canary_line(model: str, state: AliasState) -> str:
+    canary = state.canary
+    if canary is None:
+        return f"{model}: {state.version} answers everything; the last change was: {state.reason}."
+    what = "a copy of " if canary.mode == "shadow" else ""
+    return (
+        f"{model}: {canary.challenger} gets {what}{100 * canary.share:.4g} % of the requests beside {state.version}, "
+        f"step {canary.step}, since {canary.started_at:%Y-%m-%d %H:%M:%S} UTC."
+    )
 
 
 def _version_rows(zones: Zones, model: str) -> list[dict[str, Any]]:

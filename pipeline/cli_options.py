@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.artifacts import GateConfig, TrainConfig, TrainingRun
+from pipeline.artifacts import CanaryConfig, GateConfig, TrainConfig, TrainingRun
 from pipeline.errors import InvalidInput
 from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones, reachable
@@ -26,6 +26,17 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew, even where thi
 MinimumAccuracy = Annotated[float | None, typer.Option(min=0, max=1, help="Below this nothing goes live.")]
 Margin = Annotated[float | None, typer.Option(help="How much better than the champion a model must be.")]
 Allow = Annotated[list[str] | None, typer.Option(help="removed_class or seen_test_images; may be repeated.")]
+ByCanary = Annotated[
+    bool, typer.Option("--canary", help="Give it more and more of the requests, instead of all at once.")
+]
+Steps = Annotated[
+    list[float] | None, typer.Option("--step", help="A share of the requests, as 0.1; may be repeated, ascending.")
+]
+ShadowFirst = Annotated[bool, typer.Option("--shadow-first", help="Begin with copies, which answer nobody.")]
+MinimumRequests = Annotated[int | None, typer.Option(min=1, help="Requests that each step is judged by.")]
+RealTraffic = Annotated[bool, typer.Option("--real-traffic", help="Judge by requests of clients alone.")]
+StepS = Annotated[float | None, typer.Option("--step-s", min=0, help="Seconds that a step lasts at least.")]
+HoldS = Annotated[float | None, typer.Option("--hold-s", min=0, help="Seconds to wait for enough requests.")]
 
 
 def read_settings() -> Settings:
@@ -63,6 +74,18 @@ def train_config(**options: Any) -> TrainConfig:
 def gate_config(**options: Any) -> GateConfig:
     """The quality gate's bounds of the given options."""
     return GateConfig.model_validate(given(**options))
+
+
+def canary_config(*, by_canary: bool, **options: Any) -> CanaryConfig | None:
+    """How a canary goes by the given options; None without one.
+
+    Raises:
+        InvalidInput: there is an option of a canary, but none.
+    """
+    told = given(**{name: value or None for name, value in options.items()})
+    if told and not by_canary:
+        raise InvalidInput(f"{', '.join(sorted(told))}: only a canary has steps; give --canary too.")
+    return CanaryConfig.model_validate(told) if by_canary else None
 
 
 def training_run(zones: Zones, name: str) -> TrainingRun:

@@ -59,6 +59,7 @@ def deploy(
     timeout_s: float = READY_TIMEOUT_S,
     on_progress: OnProgress = silent,
     on_step: OnStep = lambda _: None,
+    still_wanted: Callable[[], object] = lambda: None,
     resolve: Resolve = addresses,
 ) -> Deployment:
     """Make ``version`` the one that every replica of the inference server answers with.
@@ -72,6 +73,7 @@ def deploy(
         timeout_s: how long the replicas may take to follow the alias, in seconds.
         on_progress: told of every smoke image, and of whom it waits for.
         on_step: told of each step of a canary that came to an end.
+        still_wanted: called in each round of a canary; raises where nobody wants it to go on now. It keeps its share.
         resolve: the addresses of a host.
 
     Raises:
@@ -118,6 +120,7 @@ def deploy(
                 timeout_s=timeout_s,
                 on_progress=on_progress,
                 on_step=note,
+                still_wanted=still_wanted,
                 resolve=resolve,
             )
         return record(*_by_following(models, settings, manifest, before, prove, timeout_s, resolve))

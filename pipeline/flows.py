@@ -19,6 +19,8 @@ from pydantic import Field
 
 from pipeline import aliases, deploy, packing, prepare, promote, registry, sources, stages, training_runs
 from pipeline.artifacts import (
+    CanaryConfig,
+    CanaryStep,
     DatasetVersion,
     Deployment,
     EvaluationReport,
@@ -32,7 +34,8 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
-from pipeline.errors import InvalidInput
+from pipeline.canary import summary as canary_summary
+from pipeline.errors import CanaryHeld, InvalidInput
 from pipeline.fashion_mnist import NAME as FASHION_MNIST
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.prefect_runs import (
@@ -44,6 +47,7 @@ from pipeline.prefect_runs import (
     one_sentence_flow,
     own_id,
     publish,
+    publish_canary,
     say,
     surroundings,
 )
@@ -54,7 +58,10 @@ NewModelName = Annotated[Name | None, Field(description="Name of the model; by d
 ModelName = Annotated[Name, Field(description="Name of the model.")]
 DatasetVersionId = Annotated[str | None, Field(description="A dataset version's id; by default the newest.")]
 NewestVersionId = Annotated[str | None, Field(description="A model version's id; by default the newest.")]
-LiveVersionId = Annotated[str | None, Field(description="A model version's id; by default the champion.")]
+LiveVersionId = Annotated[
+    str | None, Field(description="A model version's id; by default the champion, or with a canary the challenger.")
+]
+ByCanary = Annotated[bool, Field(description="Give it more and more of the requests, instead of all at once.")]
 Fresh = Annotated[bool, Field(description="Train anew, even where this very run is finished.")]
 
 
@@ -78,6 +85,8 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
     training: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
     gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
     fresh: Fresh = False,
+    by_canary: ByCanary = False,
+    canary: CanaryConfig = CanaryConfig(),  # noqa: B008 - frozen
 ) -> PipelineResult:
     """The whole route: images in the store become a live model, if the model is good enough.
 
@@ -91,10 +100,11 @@ async def pipeline(  # noqa: PLR0917 - they are a form in the UI
     exported, judged = await clock.time("evaluate", export_and_evaluate(run.id))
     challenger = await clock.time("register", register_model(model or dataset, exported, judged))
     linked = await link_report(challenger)
-    decision = await clock.time("promote", judge(challenger.model, challenger.version, gate))
+    decision = await clock.time("promote", judge(challenger.model, challenger.version, gate, by_canary))
     deployment = None
     if decision.promoted:
-        deployment = await clock.time("deploy", make_live(challenger.model, challenger.version))
+        ramp = canary if by_canary else None
+        deployment = await clock.time("deploy", make_live(challenger.model, challenger.version, ramp))
     if not linked:
         await link_report(challenger)
     return PipelineResult(
@@ -159,22 +169,30 @@ async def promote_flow(
     model: ModelName = FASHION_MNIST,
     version: NewestVersionId = None,
     gate: GateConfig = GateConfig(),  # noqa: B008 - frozen
+    for_canary: Annotated[
+        bool, Field(description="Make the better one the challenger, which a deployment with a canary then tries.")
+    ] = False,
 ) -> PromotionDecision:
     """Judge a model version against the champion; the better one is the champion afterwards."""
-    return await judge(model, version, gate)
+    return await judge(model, version, gate, for_canary)
 
 
 @one_sentence_flow(name="deploy", flow_run_name="deploy {model}")
-async def deploy_flow(model: ModelName = FASHION_MNIST, version: LiveVersionId = None) -> Deployment:
+async def deploy_flow(
+    model: ModelName = FASHION_MNIST,
+    version: LiveVersionId = None,
+    by_canary: ByCanary = False,
+    canary: CanaryConfig = CanaryConfig(),  # noqa: B008 - frozen
+) -> Deployment:
     """Make a model version (by default the champion) live, prove that it answers, and go back if it does not."""
-    return await make_live(model, version)
+    return await make_live(model, version, canary if by_canary else None)
 
 
 @one_sentence_flow(name="rollback", flow_run_name="roll back {model}")
 async def rollback_flow(model: ModelName = FASHION_MNIST) -> Deployment:
     """Make the version before the champion the champion again, and prove that it answers."""
     version = await roll_back(model)
-    return await make_live(model, version)
+    return await make_live(model, version, None)
 
 
 @network_task(name="import")
@@ -270,21 +288,40 @@ async def register_model(model: str, exported: ExportedModel, judged: Evaluation
 
 
 @network_task(name="judge")
-async def judge(model: str, version: str | None, gate: GateConfig) -> PromotionDecision:
+async def judge(model: str, version: str | None, gate: GateConfig, by_canary: bool) -> PromotionDecision:
     """The quality gate's decision, carried out."""
     _, zones = await surroundings()
     challenger = await asyncio.to_thread(aliases.resolve, zones.models, model, version or aliases.NEWEST)
-    decision = await in_thread(promote.promote, zones, challenger, gate)
+    decision = await in_thread(promote.promote, zones, challenger, gate, by_canary=by_canary)
     say(promote.summary(decision))
     return decision
 
 
 @network_task(name="deploy")
-async def make_live(model: str, version: str | None) -> Deployment:
+async def make_live(model: str, version: str | None, ramp: CanaryConfig | None) -> Deployment:
     """The version live, or the one before it live again and an error."""
     settings, zones = await surroundings()
-    target = await asyncio.to_thread(aliases.resolve, zones.models, model, version or aliases.CHAMPION)
-    return await in_thread(deploy.deploy, zones, settings, target)
+    target = await asyncio.to_thread(deploy.target, zones.models, model, version, by_canary=ramp is not None)
+    steps: list[CanaryStep] = []
+    stop = threading.Event()
+
+    def note(step: CanaryStep) -> None:
+        steps.append(step)
+        say([canary_summary(step)])
+
+    def still_wanted() -> None:
+        if stop.is_set():
+            raise CanaryHeld(f"The canary of {target.version} was told to stop, and keeps its share.")
+
+    try:
+        return await in_thread(
+            deploy.deploy, zones, settings, target, ramp=ramp, on_step=note, still_wanted=still_wanted
+        )
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+    finally:
+        await publish_canary(target, steps)
 
 
 @task(name="roll back")

@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -35,7 +35,7 @@ from prefect.utilities.annotations import quote
 from prefect.utilities.hashing import file_hash
 
 from pipeline import inference_server, prefect_deployments, report
-from pipeline.artifacts import EvaluationReport, ModelVersion
+from pipeline.artifacts import CanaryStep, EvaluationReport, ModelVersion
 from pipeline.errors import LeaseLost, SafelightError, StoreUnavailable
 from pipeline.progress import plain_lines
 from pipeline.run_watch import BEAT_S, HEARTBEAT
@@ -163,6 +163,17 @@ async def publish(judged: EvaluationReport) -> None:
         key=f"confusion-{name}",
         image_url=report.confusion_data_uri(judged),
         description="Confusion matrix: rows are true classes, columns predicted ones.",
+    )
+
+
+async def publish_canary(challenger: ModelVersion, steps: Sequence[CanaryStep]) -> None:
+    """Show the steps of a ramp, those that failed included, in the Prefect UI; nothing where there was none."""
+    if not steps:
+        return
+    await acreate_table_artifact(
+        key=f"canary-{challenger.model.replace('_', '-')}",
+        table=[step.model_dump() for step in steps],
+        description=f"What each step of the canary of {challenger.version} came to, summed over all replicas.",
     )
 
 

@@ -5,6 +5,8 @@
 - **The champion is replaced by compare and swap** against the alias that was judged. If another promotion moved it
   meanwhile, the challenger is judged again, against the new champion.
 - A version that is the champion already stays it without being judged, so that a repeated flow goes on.
+- **Before a canary** the gate moves alias ``challenger`` instead: which version is live is then decided by what clients
+  see. Where there is no champion, there is nothing to compare with, and the first version becomes it at once.
 """
 
 import logging
@@ -14,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import aliases, datasets, images, registry
-from pipeline.aliases import CHAMPION
+from pipeline.aliases import CHALLENGER, CHAMPION
 from pipeline.artifacts import DatasetVersion, GateConfig, ModelVersion, PixelSpec, PromotionDecision
 from pipeline.errors import Conflict, Corrupted, NotFound
 from pipeline.onnx_model import OnnxModel
@@ -31,6 +34,8 @@ from pipeline.registry import ModelManifest
 from pipeline.zones import Zones
 
 log = logging.getLogger(__name__)
+
+Alias = Literal["champion", "challenger"]
 
 ROUNDS = 3
 """How often a challenger is judged when others keep moving the alias."""
@@ -49,9 +54,16 @@ UNKNOWN_CLASS = -2
 
 
 def promote(
-    zones: Zones, challenger: ModelVersion, gate: GateConfig, *, on_progress: OnProgress = silent
+    zones: Zones,
+    challenger: ModelVersion,
+    gate: GateConfig,
+    *,
+    by_canary: bool = False,
+    on_progress: OnProgress = silent,
 ) -> PromotionDecision:
     """Judge a model version against the champion of its model, and make it the champion if it is better.
+
+    With ``by_canary`` it becomes the challenger, where there is a champion.
 
     Raises:
         NotFound: the challenger, its dataset version, or the version that the alias names is not stored.
@@ -65,7 +77,8 @@ def promote(
             return _already(challenger, manifest)
         champion = _champion(zones, challenger.model, state.version) if state and state.version else None
         comparison = _gathered(zones, _read_answers(zones, manifest), champion, on_progress)
-        decision = _decision(challenger, champion, comparison, gate)
+        alias: Alias = CHALLENGER if by_canary and champion else CHAMPION
+        decision = _decision(challenger, champion, comparison, gate, alias)
         if not decision.promoted or _moved(zones, decision, etag):
             return decision
         log.warning("Alias %r of model %r moved meanwhile; judging again.", CHAMPION, challenger.model)
@@ -77,7 +90,7 @@ def promote(
 
 def summary(decision: PromotionDecision) -> list[str]:
     """A decision in lines for a person."""
-    verdict = "is the champion" if decision.promoted else "is not promoted"
+    verdict = f"is the {decision.alias}" if decision.promoted else "is not promoted"
     return [f"{decision.challenger.model} {decision.challenger.version} {verdict}.", *decision.reasons]
 
 
@@ -137,7 +150,7 @@ def _already(challenger: ModelVersion, manifest: ModelManifest) -> PromotionDeci
 
 
 def _decision(
-    challenger: ModelVersion, champion: ModelManifest | None, comparison: Comparison, gate: GateConfig
+    challenger: ModelVersion, champion: ModelManifest | None, comparison: Comparison, gate: GateConfig, alias: Alias
 ) -> PromotionDecision:
     promoted, reasons = decide(comparison, gate)
     return PromotionDecision(
@@ -147,6 +160,7 @@ def _decision(
         reasons=reasons,
         challenger_accuracy=float(comparison.accuracy(comparison.challenger)),
         champion_accuracy=float(comparison.accuracy(comparison.champion)) if comparison.champion else None,
+        alias=alias,
     )
 
 
@@ -230,17 +244,13 @@ def _batches(
 
 
 def _moved(zones: Zones, decision: PromotionDecision, etag: str | None) -> bool:
-    """Whether the alias went from the state that was judged to the challenger."""
-    challenger = decision.challenger
+    """Whether the alias went to the challenger, while the champion was the one that was judged."""
+    models, challenger, reason = zones.models, decision.challenger, f"Promoted: {decision.reasons[0]}"
+    if decision.alias == CHALLENGER:
+        aliases.set_alias(models, challenger.model, CHALLENGER, challenger.version, reason=reason)
+        return aliases.etag_of(models, challenger.model, CHAMPION) == etag
     try:
-        aliases.set_alias(
-            zones.models,
-            challenger.model,
-            CHAMPION,
-            challenger.version,
-            reason=f"Promoted: {decision.reasons[0]}",
-            expected=etag,
-        )
+        aliases.set_alias(models, challenger.model, CHAMPION, challenger.version, reason=reason, expected=etag)
     except Conflict:
         return False
     return True
