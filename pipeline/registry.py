@@ -151,14 +151,15 @@ def models_in(models: Store) -> list[str]:
     return sorted({name for name, _, _ in _complete(models, "")})
 
 
-def versions(models: Store, model: str) -> list[ModelManifest]:
-    """The complete versions of a model, newest first; none if there is no such model.
+def versions(models: Store, model: str, newest: int | None = None) -> list[ModelManifest]:
+    """The complete versions of a model, or so many of the newest, newest first; none if there is no such model.
 
     A manifest that cannot be read is left out, with a warning in the log.
     """
     check_name("model", model)
     found = []
-    for stored, data in models.read_many([stored for _, _, stored in _complete(models, model)]):
+    complete = sorted(_complete(models, model), key=lambda each: each[1], reverse=True)[:newest]
+    for stored, data in models.read_many([stored for _, _, stored in complete]):
         try:
             found += [_parsed_manifest(models, stored.key, data)] if data is not None else []
         except Corrupted as error:

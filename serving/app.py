@@ -8,6 +8,7 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
 
 from pipeline.store import Store
 from serving import cores
@@ -17,6 +18,8 @@ from serving.front import Front
 from serving.metrics import exposition
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
+from serving.open_inference import router as open_inference_router
+from serving.open_inference_schemas import RequestObject
 from serving.page import page_router
 from serving.participant import Participant
 from serving.prediction_log import PredictionLog
@@ -76,10 +79,15 @@ def create_worker_app(
     )
     add_predict(app)
     app.include_router(router)
+    app.include_router(open_inference_router)
     app.include_router(page_router(settings.model))
     answer_problems(app)
     app.add_middleware(Front, counts=counts)
-    app.openapi()["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
+    # What FastAPI does not see, because its routes read and write bytes.
+    _, described = models_json_schema(
+        [(Problem, "serialization"), (RequestObject, "validation")], ref_template="#/components/schemas/{model}"
+    )
+    app.openapi()["components"]["schemas"] |= described["$defs"]
     threads = settings.threads or cores.share(cores.of_this_machine(), settings.processes)
     queue_s = settings.queue_ms / 1000 if settings.queue_ms else None
     app.state.server = Server(

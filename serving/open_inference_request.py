@@ -7,12 +7,12 @@
 - Three extensions of Triton are read: binary tensor data with raw requests, classification, and the time limit.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -104,26 +104,18 @@ def _parsed(text: bytes) -> RequestObject:
     if sum(map(text.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise InvalidInput(f"The JSON holds over {MAX_JSON_VALUES:,} values: send such tensors as binary data.")
     try:
-        return RequestObject.model_validate(_JSON.decode(text.decode()))
+        return RequestObject.model_validate(orjson.loads(text))
     except ValidationError as error:
         raise InvalidInput(_sentence(error)) from error
-    except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+    except orjson.JSONDecodeError as error:
         raise InvalidInput(
-            f"The request is not JSON ({why}); one image as it is needs the header Inference-Header-Content-Length: 0."
+            f"The request is not JSON ({error}); an image as it is needs Inference-Header-Content-Length: 0."
         ) from error
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(str(part) for part in first['loc']) or 'The request'}: {first['msg']}."
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _images(tensor: RequestInput, rest: bytes, pixels: PixelSpec) -> Sequence[Upload | NDArray[np.uint8]]:

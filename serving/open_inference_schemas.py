@@ -18,8 +18,6 @@ PLATFORM: Final = "onnx_onnxv1"
 EXTENSIONS: Final = ("binary_tensor_data", "classification")
 MAX_ID_CHARS: Final = 1000
 
-Parameters = Annotated[dict[Any, Any], Field(default_factory=dict)]
-
 
 class _Given(BaseModel):
     """A JSON object of a client; members that are null count as absent, since some clients write all that they know."""
@@ -42,7 +40,9 @@ class RequestInput(_Given):
         max_length=8, description="`[n]` for images, `[n, height, width, channels]` for pixels."
     )
     datatype: Literal["BYTES", "UINT8"] = Field(description="`BYTES` for images, `UINT8` for pixels.")
-    parameters: Parameters = Field(description="`binary_data_size`: bytes of this tensor after the JSON, in its place.")
+    parameters: dict[Any, Any] = Field(
+        {}, description="`binary_data_size`: bytes of this tensor after the JSON, in its place."
+    )
     data: Any = Field(None, description="Base64 strings for images, whole numbers for pixels, flat or nested.")
 
 
@@ -50,8 +50,9 @@ class RequestOutput(_Given):
     """An output tensor that is wanted."""
 
     name: OutputName
-    parameters: Parameters = Field(
-        description="`binary_data`: in binary form. `classification`: of probabilities, so many best ones as strings."
+    parameters: dict[Any, Any] = Field(
+        {},
+        description="`binary_data`: in binary form. `classification`: of probabilities, so many best ones as strings.",
     )
 
 
@@ -71,9 +72,10 @@ class RequestObject(_Given):
     )
 
     id: str = Field("", max_length=MAX_ID_CHARS, description="Comes back with the answer.")
-    parameters: Parameters = Field(
+    parameters: dict[Any, Any] = Field(
+        {},
         description="`timeout`: in microseconds, after which the answer is not wanted any more. "
-        "`binary_data_output`: all outputs in binary form, unless one says otherwise."
+        "`binary_data_output`: all outputs in binary form, unless one says otherwise.",
     )
     inputs: list[RequestInput] = Field(min_length=1, max_length=1, description="One tensor: `image` or `pixels`.")
     outputs: list[RequestOutput] = Field(

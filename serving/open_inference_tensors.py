@@ -2,10 +2,10 @@
 
 - **Nothing is allocated that the client did not send**: shapes are checked before they come here, elements are counted
   against them, and no array is made of values whose types were not looked at.
-- **An image in JSON is base64**, which JSON's text can carry and raw bytes cannot. MLServer's clients send that; Triton's
-  and KServe's put the string that they are given into JSON, so their users encode it themselves; KServe's first
-  protocol wraps it in ``{"b64": …}``, and browsers make ``data:`` URLs. All of these are read, in both alphabets of
-  RFC 4648, wrapped in lines or not, padded or not.
+- **An image in JSON is base64**, which JSON's text can carry and raw bytes cannot. MLServer's clients send that;
+  Triton's and KServe's put the string that they are given into JSON, so their users encode it themselves; KServe's
+  first protocol wraps it in ``{"b64": …}``, and browsers make ``data:`` URLs. All of these are read, in both alphabets
+  of RFC 4648, wrapped in lines or not, padded or not.
 - A binary BYTES element is its length in four bytes, little-endian, then itself.
 """
 

@@ -51,7 +51,7 @@ def problem_of(error: SafelightError) -> Response:
 
 def _body(status: int, detail: str) -> str:
     title = TITLES.get(status) or HTTPStatus(status).phrase
-    return Problem(title=title, status=status, detail=detail).model_dump_json()
+    return Problem(title=title, status=status, detail=detail, error=detail).model_dump_json()
 
 
 def answer_problems(app: FastAPI) -> None:

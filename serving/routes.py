@@ -15,14 +15,12 @@ from pipeline.store import Store
 from serving.canary_report import canary_report
 from serving.counts import Counts
 from serving.encode import json_of
-from serving.errors import NothingLive
 from serving.front import PREDICT, call_in
 from serving.participant import Participant
 from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT
-from serving.schemas import CanaryReport, Live, ModelStatus, Prediction, Predictions, Ready
+from serving.schemas import CanaryReport, Prediction, Predictions
 from serving.settings import ServingSettings
-from serving.status import model_status, nothing_live
 from serving.uploads import is_multipart, uploads
 
 REPORT = "report.html"
@@ -86,7 +84,7 @@ async def _server(request: Request) -> Server:
 FromServer = Annotated[Server, Depends(_server)]
 
 
-def _problems(details: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+def problems(details: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of problems, by their status."""
     return {status: {"description": text, "content": PROBLEM_CONTENT} for status, text in details.items()}
 
@@ -99,7 +97,7 @@ async def predict(request: Request) -> Response:
     """
     server: Server = request.app.state.server
     content_type = _image_type(request)
-    body = await _bounded_body(request, server.settings.max_body_mb << 20)
+    body = await bounded_body(request, server.settings.max_body_mb << 20)
     call = call_in(request.scope)
     answers = await server.predictor.answer(call, uploads(content_type, body))
     return Response(json_of(answers, call.request_id), media_type="application/json")
@@ -130,7 +128,7 @@ def add_predict(app: FastAPI) -> None:
         response_model=Prediction | Predictions,
         response_description="A prediction for one image; a list of them, in order, for several.",
         openapi_extra=_BODY,
-        responses=_problems(
+        responses=problems(
             {
                 400: "There is no image in the body.",
                 413: "The body is over the limit.",
@@ -144,38 +142,14 @@ def add_predict(app: FastAPI) -> None:
     app.router.routes.insert(0, app.router.routes.pop())
 
 
-@router.get("/v2/health/live", summary="The process answers")
-async def health_live() -> Live:
-    """Always, as long as it answers at all."""
-    return Live()
-
-
-@router.get("/v2/health/ready", summary="A model is loaded", responses=_problems({503: "Not, or not for long."}))
-async def health_ready(server: FromServer) -> Ready:
-    """Whether images sent now would be classified; no more from the moment on when the server is told to end."""
-    if server.participant.draining:
-        raise HTTPException(503, "This server is about to end.")
-    if server.participant.live_now() is None:
-        raise NothingLive(nothing_live(server.participant.board, server.settings.model))
-    return Ready()
-
-
-@router.get("/v2/models/{name}", summary="What is live", responses=_problems({404: "Another model is served here."}))
-async def status(name: str, server: FromServer) -> ModelStatus:
-    """The live version, where it comes from, why nothing newer is live, if so, and what each process answers with."""
-    _refuse_other_model(name, server)
-    seat = server.participant
-    return model_status(server.settings, seat.board, seat.live_now(), draining=seat.draining)
-
-
 @router.get(
     "/v2/models/{name}/canary",
     summary="How the challenger does",
-    responses=_problems({404: "Another model is served here."}),
+    responses=problems({404: "Another model is served here."}),
 )
 async def canary(name: str, server: FromServer) -> CanaryReport:
     """What all processes of this server counted of champion and challenger since the latter went live here."""
-    _refuse_other_model(name, server)
+    refuse_other_model(name, server)
     return canary_report(server.participant.board)
 
 
@@ -192,7 +166,7 @@ async def metrics(request: Request, server: FromServer) -> Response:
     response_class=Response,
     responses={
         200: {"description": "A self-contained page.", "content": {"text/html": {}}},
-        **_problems(
+        **problems(
             {
                 404: "No such version of that model.",
                 502: "The stored report is not the one that was registered.",
@@ -217,9 +191,14 @@ def report(name: str, version: str, server: FromServer) -> Response:
     return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def _refuse_other_model(name: str, server: Server) -> None:
+def refuse_other_model(name: str, server: Server) -> None:
+    """Answer for the served model alone.
+
+    Raises:
+        HTTPException: 404, it is another one.
+    """
     if name != server.settings.model:
-        raise HTTPException(404, f"This server serves model {server.settings.model!r}, not {name!r}.")
+        raise HTTPException(404, f"This server serves model {server.settings.model!r}, not {name[:80]!r}.")
 
 
 def _image_type(request: Request) -> str:
@@ -231,13 +210,22 @@ def _image_type(request: Request) -> str:
     content_type = request.headers.get("content-type", "")
     if content_type.lower().lstrip().startswith("multipart/") and not is_multipart(content_type):
         raise HTTPException(415, f"{content_type.partition(';')[0]} is not read: send multipart/form-data.")
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise HTTPException(415, f"Content-Encoding {encoding} is not read: send the image as it is.")
+    refuse_compressed(request)
     return content_type
 
 
-async def _bounded_body(request: Request, limit: int) -> bytes:
+def refuse_compressed(request: Request) -> None:
+    """Images are compressed already, and nothing here may grow beyond what was sent.
+
+    Raises:
+        HTTPException: 415, the body is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HTTPException(415, f"Content-Encoding {encoding[:80]} is not read: send the body as it is.")
+
+
+async def bounded_body(request: Request, limit: int) -> bytes:
     """The request's body, never more of it than ``limit`` bytes in memory.
 
     What a refused client goes on sending is thrown away by the server, so that it gets to read the answer.

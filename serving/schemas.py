@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.open_inference_schemas import PLATFORM, TensorMetadata
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,13 +57,18 @@ class Problem(BaseModel):
     """What was wrong with a request, as RFC 9457 says it; its media type is ``application/problem+json``."""
 
     model_config = _example(
-        type="about:blank", title="Unprocessable Content", status=422, detail="The image cannot be used: truncated PNG."
+        type="about:blank",
+        title="Unprocessable Content",
+        status=422,
+        detail="The image cannot be used: truncated PNG.",
+        error="The image cannot be used: truncated PNG.",
     )
 
     type: Literal["about:blank"] = "about:blank"
     title: str = Field(description="The HTTP status in words.")
     status: int
     detail: str = Field(description="One sentence for a person.")
+    error: str = Field(description="The same, where clients of the Open Inference Protocol look for it.")
 
 
 class Live(BaseModel):
@@ -150,7 +157,10 @@ class CanaryReport(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """What is live, and where it comes from; all but the name is null while no version is."""
+    """The model's metadata as the Open Inference Protocol has them, what is live, and where it comes from.
+
+    What is only known of a version is null while none is live.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -169,3 +179,7 @@ class ModelStatus(BaseModel):
     canary: CanaryStatus | None = Field(None, description="Null while all requests go to one version.")
     swap_error: SwapError | None = Field(None, description="Null while the server serves what it should.")
     processes: tuple[ProcessStatus, ...] = Field((), description="Each process of this server.")
+    versions: tuple[str, ...] = Field((), description="Versions that can be asked by their name: the live one.")
+    platform: str = PLATFORM
+    inputs: tuple[TensorMetadata, ...] = Field((), description="A request has one of these: `image` or `pixels`.")
+    outputs: tuple[TensorMetadata, ...] = ()

@@ -1,13 +1,19 @@
 """What a server says of itself: the version that answers, where it comes from, and each of its processes."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from pipeline.aliases import Canary
+from pipeline.registry import ModelManifest
 from serving.board import Board
 from serving.live_model import LiveModel
+from serving.open_inference_schemas import IMAGE, LABEL, PIXELS, PROBABILITIES, PROBABILITY, TensorMetadata
 from serving.schemas import CanaryStatus, ModelStatus, ProcessStatus
 from serving.settings import ServingSettings
 from serving.swap import HUNG_S
+
+ANY: Final = -1
+"""A dimension of any size, as the protocol has it."""
 
 
 def processes(board: Board) -> Mapping[int, ProcessStatus]:
@@ -29,6 +35,8 @@ def model_status(settings: ServingSettings, board: Board, live: LiveModel | None
         canary=_canary(agreement.live.asked),
         swap_error=agreement.error or agreement.canary_error,
         processes=tuple(processes(board).values()),
+        inputs=inputs(live),
+        outputs=outputs(live),
     )
     if live is None:
         return said
@@ -36,14 +44,40 @@ def model_status(settings: ServingSettings, board: Board, live: LiveModel | None
     return said.model_copy(
         update={
             "version": manifest.version,
+            "versions": (manifest.version,),
             "dataset": manifest.dataset.dataset,
             "dataset_version": manifest.dataset.version,
             "classes": manifest.classes,
             "metrics": manifest.metrics,
             "created_at": manifest.created_at,
-            "report": f"/v2/models/{manifest.model}/versions/{manifest.version}/report",
+            "report": report_path(manifest),
         }
     )
+
+
+def inputs(live: LiveModel | None) -> tuple[TensorMetadata, ...]:
+    """What a request may hold, one of the two; without a live model nobody knows the pixels' size."""
+    spec = live.manifest.pixels if live else None
+    row = (spec.height, spec.width, spec.channels) if spec else (ANY, ANY, ANY)
+    return (
+        TensorMetadata(name=IMAGE, datatype="BYTES", shape=(ANY,)),
+        TensorMetadata(name=PIXELS, datatype="UINT8", shape=(ANY, *row)),
+    )
+
+
+def outputs(live: LiveModel | None) -> tuple[TensorMetadata, ...]:
+    """What an answer may hold."""
+    classes = len(live.manifest.classes) if live else ANY
+    return (
+        TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=(ANY, classes)),
+        TensorMetadata(name=LABEL, datatype="BYTES", shape=(ANY,)),
+        TensorMetadata(name=PROBABILITY, datatype="FP32", shape=(ANY,)),
+    )
+
+
+def report_path(manifest: ModelManifest) -> str:
+    """Where this server shows a version's evaluation report."""
+    return f"/v2/models/{manifest.model}/versions/{manifest.version}/report"
 
 
 def _process(board: Board, seat: int) -> ProcessStatus:

@@ -52,10 +52,20 @@ def zone_settings(new_zone_settings: Callable[[], Settings]) -> Settings:
     return new_zone_settings()
 
 
+@pytest.fixture(scope="module")
+def shared_zone_settings(new_zone_settings: Callable[[], Settings]) -> Settings:
+    """The same, shared by the tests of a file."""
+    return new_zone_settings()
+
+
 @pytest.fixture
 def zones(zone_settings: Settings) -> Zones:
     """Empty zones, this test's own."""
     return open_zones(zone_settings)
+
+
+def _with_zones(store: Settings) -> Settings:
+    return store.model_copy(update={"store_url": f"s3://{BUCKET}/{secrets.token_hex(6)}"})
 
 
 def _settings(home: Path, endpoint: str, key: str, secret: str) -> Settings:

@@ -140,6 +140,7 @@ def test_it_goes_on_answering_while_the_store_is_away(private_store: Settings, s
     assert server.client.post("/predict", content=PNG).json()["model_version"] == first.version
     report = server.client.get(f"/v2/models/{MODEL}/versions/{first.version}/report")
     assert (report.status_code, report.headers["content-type"]) == (503, "application/problem+json")
+    assert server.client.get(f"/v2/models/{MODEL}/versions").status_code == 503
     restarted_store(private_store)
     point_at(zones, second)
     server.wait_for(second)

@@ -24,7 +24,8 @@ def is_problem(answer: httpx.Response, status: int) -> str:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
-    assert problem.keys() == {"type", "title", "status", "detail"}
+    assert problem.keys() == {"type", "title", "status", "detail", "error"}
+    assert problem["error"] == problem["detail"]
     assert problem["status"] == status
     assert "\n" not in problem["detail"]
     return str(problem["detail"])
