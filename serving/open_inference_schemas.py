@@ -17,6 +17,8 @@ PLATFORM: Final = "onnx_onnxv1"
 """The protocol's name for a model in ONNX that ONNX Runtime computes."""
 EXTENSIONS: Final = ("binary_tensor_data", "classification")
 MAX_ID_CHARS: Final = 1000
+EXAMPLE_PNG: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
+"""One light grey pixel."""
 
 
 class _Given(BaseModel):
@@ -64,7 +66,7 @@ class RequestObject(_Given):
             "examples": [
                 {
                     "id": "42",
-                    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["iVBORw0KGgo…"]}],
+                    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PNG]}],
                     "outputs": [{"name": "label"}, {"name": "probability"}],
                 }
             ]

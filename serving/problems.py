@@ -1,7 +1,8 @@
 """Everything that goes wrong, as RFC 9457 problem JSON: our errors, FastAPI's own, and what nobody foresaw.
 
 ====  =====================================================================================================
-400   no body, broken multipart, no file among the parts, too many parts, a client that left while sending
+400   no body, broken multipart, no file among the parts, too many parts, a client that left while sending;
+      no inference request: not JSON, a wrong name, shape, datatype or size
 404   another model than the one served, an unknown version, an unknown path
 413   a body over the limit
 415   a multipart type other than form-data, or a compressed body

@@ -133,6 +133,8 @@ def test_tritons_client_reads_what_was_wrong(triton: InferenceServerClient, live
         triton.infer(MODEL, [images_input(PNGS)], outputs=[InferRequestedOutput("output0")])
     with pytest.raises(InferenceServerException, match=f"is not live; '{live}' is"):
         triton.infer(MODEL, [images_input(PNGS)], model_version="1")
+    with pytest.raises(InferenceServerException, match="deadline of this request has passed"):
+        triton.infer(MODEL, [images_input(PNGS)], timeout=1)  # microsecond
     with pytest.raises(InferenceServerException, match="serves model 'shapes', not 'cats'"):
         triton.infer("cats", [images_input(PNGS)])
 

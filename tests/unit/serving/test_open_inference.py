@@ -195,6 +195,15 @@ def test_a_body_over_the_limit_is_refused(models: Registry, serve: Serve) -> Non
     refusal(client.post(INFER, content=bytes(2 << 20)), 413)
 
 
+def test_openapis_example_is_answered(client: httpx.Client) -> None:
+    """What /docs offers to try works as it is."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    example = schemas["RequestObject"]["examples"][0]
+    answer = client.post(INFER, json=example)
+    assert list(outputs(answer)) == [output["name"] for output in example["outputs"]]
+    assert answer.json()["id"] == example["id"]
+
+
 def test_openapi_describes_requests_and_answers(client: httpx.Client) -> None:
     """What is sent and answered fits the schemas of the document."""
     document = client.get("/openapi.json").json()
