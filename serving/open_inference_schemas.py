@@ -45,7 +45,11 @@ class RequestInput(_Given):
     parameters: dict[Any, Any] = Field(
         {}, description="`binary_data_size`: bytes of this tensor after the JSON, in its place."
     )
-    data: Any = Field(None, description="Base64 strings for images, whole numbers for pixels, flat or nested.")
+    data: Any = Field(
+        None,
+        description="Base64 strings for images; whole numbers for pixels, flat or nested.",
+        json_schema_extra={"type": "array", "items": {"type": ["string", "integer", "array"]}},
+    )
 
 
 class RequestOutput(_Given):

@@ -50,6 +50,9 @@ def model_status(settings: ServingSettings, board: Board, live: LiveModel | None
             "classes": manifest.classes,
             "metrics": manifest.metrics,
             "created_at": manifest.created_at,
+            "training_run": manifest.training_run,
+            "code_revision": manifest.code_revision,
+            "parents": manifest.parents,
             "report": report_path(manifest),
         }
     )

@@ -64,6 +64,15 @@ def test_metadata_describe_the_tensors(client: httpx.Client) -> None:
     assert client.get(f"/v2/models/{MODEL}/versions/{said['version']}").json() == said
 
 
+def test_metadata_tell_the_lineage(client: httpx.Client) -> None:
+    """From the dataset version by the training run to the live version, and how good it is."""
+    said = client.get(f"/v2/models/{MODEL}").json()
+    run = tiny_models.training_run(1)
+    assert (said["dataset"], said["dataset_version"]) == (run.dataset.dataset, run.dataset.version)
+    assert (said["training_run"], said["code_revision"], said["parents"]) == (run.id, "test", [])
+    assert said["metrics"]["accuracy"] == 0.9
+
+
 def test_images_in_json_are_answered(client: httpx.Client) -> None:
     """Each image has its row, and the answer says which version and dataset version it is of."""
     answer = client.post(INFER, json=as_json(id="42"))
