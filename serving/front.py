@@ -34,13 +34,12 @@ class Front:
         except InvalidInput as error:
             call, app = call_of((), begun), problem_of(error)
         scope[CALL] = call
-        marks = marks_of(call)
 
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *marks]
+                message["headers"] = [*message.get("headers", ()), *marks_of(call)]
             await send(message)
 
         try:
@@ -56,8 +55,9 @@ def call_in(scope: Scope) -> Call:
 
 
 def marks_of(call: Call) -> list[tuple[bytes, bytes]]:
-    """Headers by which a client finds its request again."""
-    marks = [(b"x-request-id", call.request_id.encode())]
+    """Headers by which a client finds its request again, and sees how long it was here: in milliseconds, until now."""
+    spent = b"total;dur=%.1f" % ((now() - call.begun) * 1000)
+    marks = [(b"x-request-id", call.request_id.encode()), (b"server-timing", spent)]
     if call.traceparent:
         marks.append((b"traceparent", call.traceparent.encode()))
     return marks

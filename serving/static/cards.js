@@ -79,7 +79,9 @@ export function card(file, again) {
     answer(answer) {
       show(`${answer.label} `, bars(answer.top, title), facts(answer));
       title.append(element("small", percent(answer.probability)));
-      if (answer.challenger) title.append(" ", element("span", "challenger", "badge"));
+    },
+    mark(text) {
+      title.append(" ", element("span", text, "badge"));
     },
     refuse(problem) {
       show("No answer", element("p", problem.message, "problem"));

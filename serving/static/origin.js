@@ -16,8 +16,11 @@ const path = `v2/models/${encodeURIComponent(model)}`;
 
 let [timer, shown] = [null, null];
 
-// The version that the page says is live.
-export const live = () => shown?.version ?? null;
+// What the page knows of a version that answered: "live", "challenger", or nothing yet.
+export function role(version) {
+  if (version === shown?.version) return "live";
+  return version === shown?.challenger ? "challenger" : null;
+}
 
 function inShort(status) {
   const why = status.swap_error ? ` ${status.swap_error.reason}` : "";
@@ -36,8 +39,14 @@ function facts(status) {
     ["Trained", status.version && trained(status.version)],
     ["Registered", status.created_at && day(status.created_at)],
     ["Live since", status.live_since && day(status.live_since)],
+    ["Challenger", status.canary && challenged(status.canary)],
   ].filter(([, value]) => value);
   return lines.length ? lines : [["Model version", "none yet"]];
+}
+
+function challenged({ challenger, share, mode }) {
+  const what = mode === "shadow" ? "sees a copy of the requests of" : "answers";
+  return `${challenger} ${what} ${percent(share)} of the callers`;
 }
 
 function classes(names) {
@@ -50,7 +59,7 @@ function classes(names) {
 function show(status) {
   const same = JSON.stringify({ ...status, processes: [] });
   if (same === shown?.same) return; // what is open stays open, and nobody is read the same twice
-  shown = { version: status.version, same };
+  shown = { version: status.version, challenger: status.canary?.challenger, same };
   const open = list.querySelector("details")?.open;
   list.replaceChildren(...facts(status).map(([name, value]) => fact(name, value)));
   if (open) list.querySelector("details")?.setAttribute("open", "");

@@ -2,7 +2,7 @@
 
 import { card } from "./cards.js";
 import { filesIn } from "./files.js";
-import { live, look } from "./origin.js";
+import { look, role } from "./origin.js";
 import { predicted } from "./server.js";
 import { counted, percent } from "./words.js";
 
@@ -45,7 +45,8 @@ async function answer(made, file, group) {
     const said = await predicted(file, { signal, busy });
     made.answer(said);
     text = `${said.label}, ${percent(said.probability)}`;
-    if (live() !== said.model_version) look(); // something new is live
+    if (!role(said.model_version)) await look(); // something new is live
+    if (role(said.model_version) === "challenger") made.mark("answered by the challenger");
   } catch (problem) {
     made.refuse(problem);
     group.refused += 1;
