@@ -64,10 +64,6 @@ def zones(zone_settings: Settings) -> Zones:
     return open_zones(zone_settings)
 
 
-def _with_zones(store: Settings) -> Settings:
-    return store.model_copy(update={"store_url": f"s3://{BUCKET}/{secrets.token_hex(6)}"})
-
-
 def _settings(home: Path, endpoint: str, key: str, secret: str) -> Settings:
     buckets.create_buckets(endpoint, key, secret, "us-east-1", [BUCKET])
     return Settings(

@@ -70,7 +70,7 @@ def test_every_process_is_told_of_by_any(models: Registry) -> None:
 
 
 def test_a_challenger_is_told_of(models: Registry) -> None:
-    """Its version and dataset beside the champion's, its share and its step; and that there is none where one cannot be loaded."""
+    """Version and dataset beside the champion's, share and step; and that there is none where one cannot be loaded."""
     replica = ReplicaByHand(models.models, 2)
     champion, challenger = models.register(1), models.register(2)
     models.point_at(champion)
