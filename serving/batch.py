@@ -20,7 +20,7 @@ from pipeline.errors import InvalidImage, InvalidInput
 from pipeline.image_files import EncodedImage
 from pipeline.onnx_model import OnnxModel
 from serving.calls import Call, now
-from serving.counts import Counts
+from serving.counts import Counts, Role
 from serving.errors import ClientGone, DeadlineExceeded, ModelFailed
 from serving.live_model import Answers, LiveModel, best_of
 from serving.uploads import Upload
@@ -114,7 +114,9 @@ def why_not(job: Job) -> Exception | None:
     return None
 
 
-def compute(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int, counts: Counts) -> list[Outcome]:
+def compute(
+    jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int, counts: Counts, *, role: Role = "champion"
+) -> list[Outcome]:
     """What each job gets, in their order.
 
     Args:
@@ -123,6 +125,7 @@ def compute(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int, 
         model: of that version, with as many threads as may be used.
         top_k: classes that an answer names.
         counts: of this process.
+        role: as which the version answers.
     """
     begun = now()
     outcomes: list[Outcome | None] = [why_not(job) or _decode_error(job, live) for job in jobs]
@@ -130,7 +133,7 @@ def compute(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int, 
     decoded = now()
     counts.stage("decode", decoded - begun)
     if good:
-        answers = iter(_answered(good, live, model, top_k))
+        answers = iter(_answered(good, live, model, top_k, role))
         counts.stage("predict", now() - decoded)
         counts.batch(sum(len(job.sent) for job in good))
         outcomes = [next(answers) if each is None else each for each in outcomes]
@@ -145,12 +148,12 @@ def _decode_error(job: Job, live: LiveModel) -> Exception | None:
     return None
 
 
-def _answered(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int) -> list[Outcome]:
+def _answered(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int, role: Role) -> list[Outcome]:
     try:
         probabilities = _probabilities(jobs, live, model)
     except Exception as error:  # whatever a model's graph does
         if len(jobs) > 1:
-            return [outcome for job in jobs for outcome in _answered([job], live, model, top_k)]
+            return [outcome for job in jobs for outcome in _answered([job], live, model, top_k, role)]
         log.exception("version %s failed on an image", live.manifest.version)
         failed = ModelFailed(f"Version {live.manifest.version} failed on this image; the server's log has the details.")
         failed.__cause__ = error
@@ -160,7 +163,7 @@ def _answered(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int
     start = 0
     for job in jobs:
         end = start + len(job.sent)
-        outcomes.append(Answers(live, "champion", probabilities[start:end], best[start:end], job.digests))
+        outcomes.append(Answers(live, role, probabilities[start:end], best[start:end], job.digests))
         start = end
     return outcomes
 

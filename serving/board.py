@@ -15,6 +15,7 @@ import os
 import secrets
 import struct
 import tempfile
+import threading
 import time
 import zlib
 from typing import Final, TypeVar
@@ -51,6 +52,7 @@ class Board:
         """``file`` is a descriptor that ``new_board_file`` made."""
         memory = memoryview(mmap.mmap(file, 0))
         self.seats = (len(memory) - START) // SEAT_BYTES
+        self._counting = threading.Lock()
         self._words = memory[: WORDS * WORD].cast("Q")
         self._agreement = memory[WORDS * WORD : START]
         self._seats = [memory[at : at + SEAT_BYTES] for at in range(START, len(memory), SEAT_BYTES)]
@@ -95,8 +97,9 @@ class Board:
         return (time.monotonic_ns() - last) / NS if last else None
 
     def compute(self, seat: int, *, busy: bool) -> None:
-        """Say whether the process on a seat computes at this moment. For that process alone."""
-        self._beats[seat][COMPUTES] = busy
+        """Say that the process on a seat begins to compute, or is done with it. For that process alone."""
+        with self._counting:  # it may compute for two models at once
+            self._beats[seat][COMPUTES] += 1 if busy else -1
 
     def others_compute(self, seat: int) -> bool:
         """Whether another process of the replica computes at this moment."""
@@ -116,7 +119,7 @@ class Board:
         """Forget the dead process that sat there, but for its counts. For the supervisor alone."""
         self._words[DEATHS] += 1
         self._beats[seat][HEARTBEAT] = 0
-        self._beats[seat][COMPUTES] = False
+        self._beats[seat][COMPUTES] = 0
         self.say(seat, Report())
 
 

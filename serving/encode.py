@@ -34,6 +34,7 @@ def predictions(answers: Answers, request_id: str) -> list[dict[str, Any]]:
             "model": manifest.model,
             "model_version": manifest.version,
             "dataset_version": manifest.dataset.version,
+            "role": answers.role,
             "request_id": request_id,
         }
         for indexes, shown in zip(answers.best, rounded, strict=True)

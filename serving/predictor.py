@@ -25,8 +25,10 @@ from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
 from serving.live_model import Answers, LiveModel
 from serving.participant import JOIN_S, Participant
 from serving.prediction_log import PredictionLog
+from serving.second_opinion import SecondOpinions
 from serving.slow_lane import SlowLane, taken
 from serving.status import nothing_live
+from serving.trial import Trial
 
 AGAIN_S: Final = 0.01
 """Between two looks whether this process has loaded what the others answer with."""
@@ -66,6 +68,8 @@ class Predictor:
         self._admission = Admission(queue_s)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._slow = SlowLane(participant, self._compute, self._finish_soon)
+        self._trial = Trial(participant, counts, top_k, self._end, self._enqueue_for_champion)
+        self._second = SecondOpinions(participant, counts)
         self._ready: deque[Job] = deque()
         self._round_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,12 +128,14 @@ class Predictor:
         """Let the threads finish what they are at."""
         self._decoders.shutdown()
         self._slow.close()
+        self._trial.close()
+        self._second.close()
 
     def _decode(self, job: Job) -> None:
         """In a thread of the pool."""
         error = why_not(job)
         try:
-            live = None if error else self._participant.live()
+            live = None if error else self._participant.lineup().choose(job.call.caller)[0]
             if live:
                 begun = now()
                 decode(job, live.manifest.pixels)
@@ -145,6 +151,10 @@ class Predictor:
             self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
+        if not self._trial.takes(job):
+            self._enqueue_for_champion(job)
+
+    def _enqueue_for_champion(self, job: Job) -> None:
         self._ready.append(job)
         if not self._round_is_due:
             self._round_is_due = True
@@ -197,16 +207,21 @@ class Predictor:
         ended = now()
         self._admission.computed(sum(len(job.sent) for job in jobs), begun, ended)
         for job, outcome in zip(jobs, outcomes, strict=True):
-            self._counts.stage("queue", begun - job.queued)
-            if isinstance(outcome, Answers):
-                self._counts.predicted(outcome, ended - job.call.begun)
-                if self._log:
-                    self._log.note(outcome, job.call.request_id, job.sent)
-                self._admission.leave(len(job.sent), job.size)
-                job.done(outcome)
-            else:
-                self._leave(job, outcome)
-        self._counts.waiting(self._admission.images)
+            self._end(job, outcome, begun, ended)
+
+    def _end(self, job: Job, outcome: Outcome, begun: float, ended: float) -> None:
+        """Tell a call what it gets, which was computed from ``begun`` to ``ended``."""
+        self._counts.stage("queue", begun - job.queued)
+        if isinstance(outcome, Answers):
+            self._counts.predicted(outcome, ended - job.call.begun)
+            if self._log:
+                self._log.note(outcome, job.call.request_id, job.sent)
+            self._admission.leave(len(job.sent), job.size)
+            self._counts.waiting(self._admission.images)
+            job.done(outcome)
+            self._second.offer(job, outcome, ended - job.call.begun, busy=self._admission.images > 0)
+        else:
+            self._leave(job, outcome)
 
     def _leave(self, job: Job, error: Exception) -> None:
         """Tell a call that was counted in why it gets no answer."""

@@ -33,6 +33,7 @@ class Prediction(BaseModel):
         model="fashion-mnist",
         model_version="20261122T093000Z-1f3a5c7e",
         dataset_version="0b7d52c3a1e94f68",
+        role="champion",
         request_id="5f0c9a7e2b6d4c1f8e3a9d0b7c2f4e61",
     )
 
@@ -42,6 +43,7 @@ class Prediction(BaseModel):
     model: str
     model_version: str = Field(description="The version that computed this answer.")
     dataset_version: str = Field(description="The dataset version that it was trained on.")
+    role: Literal["champion", "challenger"] = Field(description="challenger: on trial, for a share of the callers.")
     request_id: str = Field(description="The client's X-Request-Id or trace id, or one that was made up.")
 
 

@@ -12,6 +12,7 @@ from pipeline.onnx_model import OnnxModel
 from serving import cores
 from serving.batch import Job, Outcome
 from serving.calls import now
+from serving.canary import NOTHING, Lineup
 from serving.live_model import LiveModel
 from serving.participant import Participant
 
@@ -26,8 +27,16 @@ Finish = Callable[[Sequence[Job], Sequence[Outcome], float], None]
 class SlowLane:
     """Its queue and its thread, which starts with the first job."""
 
-    def __init__(self, participant: Participant, compute: Compute, finish: Finish) -> None:
-        """Nothing runs yet; ``compute`` and ``finish`` are called from the thread."""
+    def __init__(
+        self,
+        participant: Participant,
+        compute: Compute,
+        finish: Finish,
+        *,
+        which: Callable[[Lineup], LiveModel | None] = lambda lineup: lineup.champion,
+    ) -> None:
+        """Nothing runs yet; ``compute`` and ``finish`` are called from the thread, for ``which`` of the two models."""
+        self._which = which
         self._participant = participant
         self._compute = compute
         self._finish = finish
@@ -67,11 +76,11 @@ class SlowLane:
         with self._changed:
             while not self._jobs and not self._stopping:
                 self._changed.wait()
-            live = self._participant.live_now()
+            live = self._which(self._participant.lineup_now() or NOTHING)
             return taken(self._jobs, live.batch if live else 1)
 
     def _computed(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
-        live = self._participant.live()
+        live = self._which(self._participant.lineup())
         if live is None:
             return self._compute(jobs, None, None)
         with cores.taken(self._participant.board, self._participant.seat) as all_of_them:

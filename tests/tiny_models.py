@@ -51,17 +51,45 @@ def onnx_of(nodes: Sequence[NodeProto], constants: Mapping[str, NDArray[Any]], s
 
 def linear_onnx(dataset: DatasetVersion, seed: int) -> bytes:
     """ONNX from pixels to the softmax of one random linear layer; other seeds, other answers."""
-    spec, classes = dataset.pixels, len(dataset.classes)
-    inputs = spec.height * spec.width * spec.channels
-    random = np.random.default_rng(seed)
-    weights = random.normal(0, 6 / 255 / np.sqrt(inputs), (inputs, classes)).astype(np.float32)
+    return _linear_and(dataset, seed, [], "logits", {})
+
+
+def wrong_onnx(dataset: DatasetVersion, seed: int) -> bytes:
+    """``linear_onnx``, but that each class gets the probability of the one before it."""
+    return _linear_and(
+        dataset,
+        seed,
+        [helper.make_node("Gather", ["logits", "order"], ["bent"], axis=1)],
+        "bent",
+        {"order": np.roll(np.arange(len(dataset.classes)), 1)},
+    )
+
+
+def crashing_onnx(dataset: DatasetVersion, seed: int) -> bytes:
+    """``linear_onnx``, but that it raises on a dark picture (a mean of less than 16): noise, as at warm-up, passes."""
     nodes = [
-        helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["rows"], axis=1),
-        helper.make_node("MatMul", ["rows", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], [OUTPUT], axis=1),
+        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Less", ["means", "dark"], ["is_dark"]),
+        helper.make_node("Cast", ["is_dark"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["nothing"]),  # a table of one row
+        helper.make_node("Add", ["logits", "nothing"], ["bent"]),
     ]
-    return onnx_of(nodes, {"weights": weights}, spec, classes)
+    constants = {"dark": np.float32(16), "table": np.zeros((1, len(dataset.classes)), np.float32)}
+    return _linear_and(dataset, seed, nodes, "bent", constants)
+
+
+def slow_onnx(dataset: DatasetVersion, seed: int, *, size: int = 900) -> bytes:
+    """``linear_onnx``, but that each call takes some ten milliseconds for a product that changes nothing."""
+    nodes = [
+        helper.make_node("ReduceMean", ["floats"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["matrix", "mean"], ["left"]),
+        helper.make_node("MatMul", ["left", "matrix"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["number"], keepdims=0),
+        helper.make_node("Mul", ["number", "zero"], ["nothing"]),
+        helper.make_node("Add", ["logits", "nothing"], ["bent"]),
+    ]
+    constants = {"matrix": np.full((size, size), 1e-3, np.float32), "zero": np.float32(0)}
+    return _linear_and(dataset, seed, nodes, "bent", constants)
 
 
 def training_run(number: int = 1, *, dataset: DatasetVersion = DATASET, start: str | None = None) -> TrainingRun:
@@ -144,3 +172,22 @@ def stored(store: Store, folder: str, files: Mapping[str, bytes]) -> dict[str, S
     for name, data in files.items():
         store.put(f"{folder}/{name}", data)
     return {name: StoredFile.of(f"{folder}/{name}", data) for name, data in files.items()}
+
+
+def _linear_and(
+    dataset: DatasetVersion, seed: int, more: Sequence[NodeProto], last: str, constants: Mapping[str, Any]
+) -> bytes:
+    """ONNX from pixels to a softmax of ``last``, which ``more`` nodes make of ``floats`` and ``logits``."""
+    spec, classes = dataset.pixels, len(dataset.classes)
+    inputs = spec.height * spec.width * spec.channels
+    random = np.random.default_rng(seed)
+    weights = random.normal(0, 6 / 255 / np.sqrt(inputs), (inputs, classes)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["rows"], axis=1),
+        helper.make_node("MatMul", ["rows", "weights"], ["logits"]),
+        *more,
+        helper.make_node("Softmax", [last], [OUTPUT], axis=1),
+    ]
+    made = {"weights": weights} | {name: np.asarray(value) for name, value in constants.items()}
+    return onnx_of(nodes, made, spec, classes)
