@@ -157,9 +157,8 @@ class Predictor:
     def _enqueue_for_champion(self, job: Job) -> None:
         self._ready.append(job)
         if not self._round_is_due:
-            self._round_is_due = True
             self._loop = self._loop or asyncio.get_running_loop()
-            self._loop.call_soon(self._round)
+            self._again(0.0)
 
     def _round(self) -> None:
         """Compute one batch, or hand it on; then let the loop look at the network again."""

@@ -11,7 +11,7 @@ from live_server import MODEL, Registry, Serve, wait_until
 
 from pipeline import images
 from pipeline.artifacts import ModelVersion
-from serving.canary import position
+from serving.canary import Mode, position
 
 PNG = images.encode_png(tiny_models.picture(5))
 DARK = images.encode_png(np.zeros((12, 10, 3), np.uint8))
@@ -81,7 +81,7 @@ def test_what_the_challenger_fails_at_is_answered_by_the_champion(models: Regist
 
 @pytest.mark.parametrize(("odd", "disagree"), [(tiny_models.linear_onnx, False), (tiny_models.wrong_onnx, True)])
 @pytest.mark.parametrize("mode", ["split", "shadow"])
-def test_the_two_are_compared(models: Registry, serve: Serve, odd: Odd, mode: str, *, disagree: bool) -> None:
+def test_the_two_are_compared(models: Registry, serve: Serve, odd: Odd, mode: Mode, *, disagree: bool) -> None:
     """In either mode a model that numbers its classes otherwise disagrees on each image, and the same one on none."""
     _, challenger = pair(models, odd)
     models.challenge(challenger, 1.0, mode=mode)
@@ -171,7 +171,7 @@ def test_a_swap_ends_the_canary_and_keeps_everybody_answered(models: Registry, s
     champion, challenger = pair(models, seed=2)
     models.challenge(challenger, 0.5)
     client = begun(serve(), challenger)
-    seen = []
+    seen: list[str] = []
     models.point_at(challenger)
 
     def is_over() -> bool:
