@@ -82,7 +82,7 @@ def canary_config(*, by_canary: bool, **options: Any) -> CanaryConfig | None:
     Raises:
         InvalidInput: there is an option of a canary, but none.
     """
-    told = given(**{name: value or None for name, value in options.items()})
+    told = {name: value for name, value in given(**options).items() if value is not False and value != ()}
     if told and not by_canary:
         raise InvalidInput(f"{', '.join(sorted(told))}: only a canary has steps; give --canary too.")
     return CanaryConfig.model_validate(told) if by_canary else None

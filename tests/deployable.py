@@ -21,14 +21,25 @@ def prepared(zones: Zones, name: str) -> DatasetVersion:
     return prepare(zones, name, PrepareConfig(size=16, test_share=0.5)).version
 
 
-def register(zones: Zones, dataset: DatasetVersion, seed: int, *, evaluated_as: int | None = None) -> ModelVersion:
-    """A version named like its dataset, with the predictions of its own weights or of those of another seed."""
+def register(
+    zones: Zones, dataset: DatasetVersion, seed: int, *, evaluated_as: int | None = None, onnx_file: bytes | None = None
+) -> ModelVersion:
+    """A version named like its dataset, with the predictions of its own weights or of those of another seed.
+
+    ``onnx_file``: what answers in place of those weights.
+    """
     test = datasets.load_split(zones.datasets, dataset, "test")
     judged = OnnxModel(tiny_models.linear_onnx(dataset, seed if evaluated_as is None else evaluated_as))
     predictions = to_parquet(test, judged.probabilities(test.pixels))
     evaluation = {"predictions.parquet": predictions}
     return tiny_models.register(
-        zones.checkpoints, zones.models, dataset.dataset, seed, dataset=dataset, evaluation=evaluation
+        zones.checkpoints,
+        zones.models,
+        dataset.dataset,
+        seed,
+        dataset=dataset,
+        onnx_file=onnx_file,
+        evaluation=evaluation,
     )
 
 

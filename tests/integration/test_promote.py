@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from racing import at_the_line, race
 
 from pipeline import aliases, images, registry
-from pipeline.aliases import CHAMPION
+from pipeline.aliases import CHALLENGER, CHAMPION
 from pipeline.artifacts import DatasetVersion, GateConfig, ModelVersion, PixelSpec, PrepareConfig
 from pipeline.errors import Conflict, Corrupted, NotFound
 from pipeline.onnx_model import INPUT, OUTPUT
@@ -183,6 +183,20 @@ def test_the_better_model_becomes_the_champion(zones: Zones) -> None:
     found = aliases.read_alias(zones.models, MODEL, CHAMPION)
     assert found is not None
     assert found[0].reason == f"Promoted: {decision.reasons[0]}"
+
+
+def test_before_a_canary_the_better_model_becomes_the_challenger(zones: Zones) -> None:
+    """The first version goes live at once, a worse one gets nothing, a better one the other alias."""
+    dataset = prepared(zones, CATS_AND_DOGS)
+    first, equal, better = (
+        registered(zones, dataset, CATS_AND_DOGS, all_but(wrong), number=number)
+        for number, wrong in ((1, 4), (2, 4), (3, 3))
+    )
+    for version, alias, promoted in ((first, CHAMPION, True), (equal, CHALLENGER, False), (better, CHALLENGER, True)):
+        decision = promote(zones, version, GATE, by_canary=True)
+        assert (decision.promoted, decision.alias) == (promoted, alias)
+        assert champion(zones) == first.version
+    assert aliases.list_aliases(zones.models, MODEL) == {CHALLENGER: better.version, CHAMPION: first.version}
 
 
 def test_the_champion_stays_the_champion(zones: Zones) -> None:
