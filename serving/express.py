@@ -11,11 +11,12 @@
 
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pipeline.errors import InvalidInput, SafelightError
 from serving.batch import Outcome
 from serving.calls import Call, Headers, call_of, now
+from serving.connections import Connection, Limits
 from serving.counts import Counts
 from serving.encode import json_of
 from serving.errors import Overloaded
@@ -35,23 +36,23 @@ PAUSE_S: Final = 0.2
 """For who was refused; well below what it was told to wait for."""
 
 
-class Express(HttpToolsProtocol):
+class Express(Connection):
     """uvicorn's protocol, with a short way."""
 
-    def __init__(self, predictor: Predictor, counts: Counts, **given: Any) -> None:
+    def __init__(self, predictor: Predictor, counts: Counts, limits: Limits, **given: Any) -> None:
         """``given`` is what uvicorn gives to its protocols."""
-        super().__init__(**given)
+        super().__init__(limits, **given)
         self.predictor = predictor
         self.counts = counts
         self._plain_one: Plain | None = None
 
-    def on_headers_complete(self) -> None:
+    def begin(self) -> None:
         """Take the short way, where it can be taken."""
         self._plain_one = self._plain()
         if self._plain_one:
             self.cycle = self._plain_one  # type: ignore[assignment]
         else:
-            super().on_headers_complete()
+            super().begin()
 
     def on_body(self, body: bytes) -> None:
         """Collect it."""
@@ -62,10 +63,9 @@ class Express(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Ask the predictor."""
+        super().on_message_complete()
         if self._plain_one:
             self.predictor.submit(self._plain_one.call, [Upload("", bytes(self._plain_one.body))], self._plain_one.done)
-        else:
-            super().on_message_complete()
 
     def answer(self, plain: "Plain", status: int, headers: Headers, body: bytes) -> None:
         """Write an answer, and get ready for the next request."""
@@ -112,7 +112,14 @@ class Plain:
 
     __slots__ = (
         *("_patient", "_protocol", "body", "call"),
-        *("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),  # as uvicorn has them
+        *(
+            "disconnected",
+            "keep_alive",
+            "message_event",
+            "more_body",
+            "response_complete",
+            "response_started",
+        ),  # as uvicorn has them
     )
 
     def __init__(self, protocol: Express, call: Call, *, keep_alive: bool, patient: bool) -> None:
@@ -124,6 +131,7 @@ class Plain:
         self.keep_alive = keep_alive
         self.more_body = True
         self.response_complete = False
+        self.response_started = False
         self.disconnected = False
         self.message_event = _NO_TASK
 

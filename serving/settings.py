@@ -31,6 +31,7 @@ class ServingSettings(BaseModel):
         poll_s: how often the alias is looked at, in seconds.
         top_k: how many classes an answer names.
         max_body_mb: largest request body, in MiB.
+        max_connections: of clients to each process, idle ones included.
         threads: cores of each process, for large images and slow models; by default its share of them.
         queue_ms: how long a queue that does not empty may make a request wait, in milliseconds; the rest is refused at
             once. By default as long as 64 images take, 10 ms at least and 2 s at most.
@@ -53,6 +54,7 @@ class ServingSettings(BaseModel):
     poll_s: float = Field(1.0, ge=0.05, le=60)
     top_k: int = Field(5, ge=1, le=1000)
     max_body_mb: int = Field(32, ge=1, le=1024)
+    max_connections: int = Field(4096, ge=1, le=65536)
     threads: int | None = Field(None, ge=1, le=256)
     queue_ms: int | None = Field(None, ge=1, le=60_000)
     processes: int = Field(1, ge=1, le=64)

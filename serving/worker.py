@@ -12,6 +12,7 @@ seat are inherited descriptors.
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from fastapi import FastAPI
 
 from serving.app import create_worker_app
 from serving.board import Board
+from serving.connections import KEEP_ALIVE_S, Limits, look_at_all
 from serving.entry import FINISH_S, models_zone, predictions_zone, prepare_process
 from serving.express import Express
 from serving.listener import BACKLOG, inherited
@@ -35,8 +37,10 @@ from serving.participant import Participant
 from serving.routes import Server
 from serving.settings import ServingSettings
 
-KEEP_ALIVE_S: Final = 75
-"""How long an idle connection is kept: longer than most clients and gateways do, so that they end it, not we."""
+OTHER_FILES: Final = 256
+"""Open files of a process that are no connections, at the most."""
+LOOK_TICKS: Final = 10
+"""Between two looks at all connections; there are ten ticks in a second."""
 
 
 def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
@@ -54,32 +58,53 @@ def main(environ: Mapping[str, str], arguments: Sequence[str]) -> int:
 
 def serve(app: FastAPI, listener: socket.socket, settings: ServingSettings, *, alone: bool) -> None:
     """Answer on ``listener`` until a signal comes; ``alone``: there is no supervisor."""
+    server_of(app, settings, alone=alone).run([listener])
+
+
+def server_of(app: FastAPI, settings: ServingSettings, *, alone: bool) -> "DrainingServer":
+    """What answers with ``app``, once it runs."""
     server: Server = app.state.server
+    limits = Limits(settings.max_body_mb << 20, allowed_connections(settings.max_connections), server.counts.refused)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(Express, server.predictor, server.counts),  # type: ignore[arg-type]
+        http=partial(Express, server.predictor, server.counts, limits),  # type: ignore[arg-type]
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=FINISH_S,
         # So many connections asyncio accepts at once: where several processes share the socket, none takes them all.
         backlog=1,
     )
-    DrainingServer(config, server.participant, settings.drain_s, alone=alone).run([listener])
+    return DrainingServer(config, server.participant, settings.drain_s, limits, alone=alone)
+
+
+def allowed_connections(wanted: int) -> int:
+    """How many connections this process may have: as many as ``wanted``, or as the system lets it have open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted * 5 // 4 + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(wanted, max(1, (soft - OTHER_FILES) * 4 // 5))
 
 
 class DrainingServer(uvicorn.Server):
     """uvicorn, but that it says goodbye first."""
 
-    def __init__(self, config: uvicorn.Config, participant: Participant, drain_s: float, *, alone: bool) -> None:
+    def __init__(
+        self, config: uvicorn.Config, participant: Participant, drain_s: float, limits: Limits, *, alone: bool
+    ) -> None:
         super().__init__(config)
         self._alone = alone
         self._participant = participant
         self._drain_s = drain_s
+        self._limits = limits
         self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -91,6 +116,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         ends = await super().on_tick(counter)
+        if counter % LOOK_TICKS == 0:
+            look_at_all(tuple(self.server_state.connections), self._limits, time.monotonic())
         if self._leave_at is None:
             return ends
         self.server_state.default_headers = [*self.server_state.default_headers[:1], (b"connection", b"close")]

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 import httpx
 import tiny_models
-import uvicorn
 
 from pipeline import aliases
 from pipeline.artifacts import ModelVersion
@@ -24,6 +23,7 @@ from serving.model_watch import ModelWatch
 from serving.participant import Participant
 from serving.schemas import SwapError
 from serving.settings import ServingSettings
+from serving.worker import server_of
 
 MODEL = "shapes"
 ROUNDS = 8
@@ -131,11 +131,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
 @contextmanager
 def serving(models: Registry, settings: dict[str, object]) -> Iterator[httpx.Client]:
     """A client of a server that runs as long as the context."""
-    app = create_app(ServingSettings.model_validate({"model": MODEL, "poll_s": 0.05, **settings}), models.models)
+    given = ServingSettings.model_validate({"model": MODEL, "poll_s": 0.05, **settings})
+    server = server_of(create_app(given, models.models), given, alone=True)
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
