@@ -11,8 +11,9 @@ import sys
 from collections.abc import Mapping
 
 from pipeline.errors import InvalidSettings
-from pipeline.settings import Settings
+from pipeline.settings import SERVING_PREFIX, Settings
 from pipeline.store import Store
+from serving.api_keys import ApiKeys
 from serving.board import Board, new_board_file
 from serving.entry import models_zone, predictions_zone, prepare_process
 from serving.listener import listen, url
@@ -30,6 +31,7 @@ def main(environ: Mapping[str, str]) -> int:
     try:
         settings = ServingSettings.from_environ(environ)
         _refuse_no_store(environ)
+        _refuse_everybody(settings)
         models, predictions = models_zone(environ), predictions_zone(environ, settings.log)
         listener = listen(settings)
     except InvalidSettings as error:
@@ -72,6 +74,16 @@ def _refuse_no_store(environ: Mapping[str, str]) -> None:
             "Nothing says where the models are: set SAFELIGHT_STORE_URL, SAFELIGHT_MODELS_URL or "
             "SAFELIGHT_S3_ENDPOINT; `safelight serve` does it for the store on this machine."
         )
+
+
+def _refuse_everybody(settings: ServingSettings) -> None:
+    """What answers others than this machine says who may ask, before it is asked."""
+    if settings.must_say_who_may_ask:
+        raise InvalidSettings(
+            f"{SERVING_PREFIX}HOST={settings.host} lets others than this machine ask: name the keys that are good with "
+            f"{SERVING_PREFIX}API_KEYS_FILE (`safelight keys new NAME` makes one), or say {SERVING_PREFIX}API_KEYS=off."
+        )
+    ApiKeys(settings.api_keys_file)
 
 
 def _refused(sentence: str, status: int) -> int:

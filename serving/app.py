@@ -12,8 +12,10 @@ from pydantic.json_schema import models_json_schema
 
 from pipeline.store import Store
 from serving import cores
+from serving.api_keys import ApiKeys
 from serving.board import Board, new_board_file
 from serving.counts import Counts
+from serving.cross_origin import CrossOrigin
 from serving.front import Front
 from serving.metrics import exposition
 from serving.model_files import Shelf
@@ -82,7 +84,10 @@ def create_worker_app(
     app.include_router(open_inference_router)
     app.include_router(page_router(settings.model))
     answer_problems(app)
-    app.add_middleware(Front, counts=counts)
+    keys = ApiKeys(settings.api_keys_file)
+    app.add_middleware(Front, counts=counts, keys=keys)
+    if settings.allowed_origins:
+        app.add_middleware(CrossOrigin, origins=settings.allowed_origins)
     # What FastAPI does not see, because its routes read and write bytes.
     _, described = models_json_schema(
         [(Problem, "serialization"), (RequestObject, "validation")], ref_template="#/components/schemas/{model}"
@@ -104,6 +109,7 @@ def create_worker_app(
             log=log,
         ),
         counts,
+        keys,
         exposition(participant, settings.model),
     )
     return app

@@ -7,7 +7,8 @@
     ├── Overloaded         the answer would come too late, so it is refused at once: 503
     ├── DeadlineExceeded   the call's own deadline has passed: 504
     ├── ClientGone         nobody is there any more to be answered
-    └── ModelFailed        the model raised on this input: 500
+    ├── ModelFailed        the model raised on this input: 500
+    └── Unauthorized       no key, or one that is not good: 401
 """
 
 from pipeline.errors import SafelightError
@@ -39,3 +40,15 @@ class ClientGone(SafelightError):
 
 class ModelFailed(SafelightError):
     """The model raised instead of answering."""
+
+
+class Unauthorized(SafelightError):
+    """A request without a key, or with one that is not good.
+
+    Attributes:
+        challenge: the value of WWW-Authenticate.
+    """
+
+    def __init__(self, text: str, challenge: str) -> None:
+        super().__init__(text)
+        self.challenge = challenge

@@ -14,12 +14,13 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pipeline.errors import InvalidInput, SafelightError
+from serving.api_keys import ApiKeys
 from serving.batch import Outcome
 from serving.calls import Call, Headers, call_of, now
 from serving.connections import Connection, Limits
 from serving.counts import Counts
 from serving.encode import json_of
-from serving.errors import Overloaded
+from serving.errors import Overloaded, Unauthorized
 from serving.front import PREDICT, marks_of
 from serving.live_model import Answers
 from serving.predictor import Predictor
@@ -39,11 +40,21 @@ PAUSE_S: Final = 0.2
 class Express(Connection):
     """uvicorn's protocol, with a short way."""
 
-    def __init__(self, predictor: Predictor, counts: Counts, limits: Limits, **given: Any) -> None:
-        """``given`` is what uvicorn gives to its protocols."""
+    def __init__(
+        self,
+        predictor: Predictor,
+        counts: Counts,
+        keys: ApiKeys,
+        limits: Limits,
+        not_plain: frozenset[bytes] = NOT_PLAIN,
+        **given: Any,
+    ) -> None:
+        """``not_plain`` are headers for the long way; ``given`` is what uvicorn gives to its protocols."""
         super().__init__(limits, **given)
         self.predictor = predictor
         self.counts = counts
+        self.keys = keys
+        self._not_plain = not_plain
         self._plain_one: Plain | None = None
 
     def begin(self) -> None:
@@ -93,7 +104,7 @@ class Express(Connection):
             return None
         proxied, length = False, b""
         for name, value in self.headers:
-            if name in NOT_PLAIN or (name == b"content-type" and value[:10].lower() == b"multipart/"):
+            if name in self._not_plain or (name == b"content-type" and value[:10].lower() == b"multipart/"):
                 return None
             if name == b"content-length":
                 length = value
@@ -101,8 +112,8 @@ class Express(Connection):
         if not length.isdigit() or not 0 < int(length) <= LARGEST:
             return None
         try:
-            call = call_of(self.headers, now(), self.transport.is_closing)
-        except InvalidInput:
+            call = call_of(self.headers, now(), self.transport.is_closing, self.keys.caller(self.headers))
+        except (InvalidInput, Unauthorized):
             return None
         return Plain(self, call, keep_alive=self.parser.should_keep_alive(), patient=not proxied)
 

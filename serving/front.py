@@ -6,8 +6,10 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import InvalidInput
+from serving.api_keys import ApiKeys, needs_key
 from serving.calls import Call, call_of, never, now
 from serving.counts import Counts, Route
+from serving.errors import Unauthorized
 from serving.problems import problem_of
 
 CALL: Final = "safelight.call"
@@ -18,10 +20,11 @@ INFER: Final = "/infer"
 class Front:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, counts: Counts) -> None:
-        """``counts`` are this process's."""
+    def __init__(self, app: ASGIApp, counts: Counts, keys: ApiKeys) -> None:
+        """``counts`` and ``keys`` are this process's."""
         self.app = app
         self.counts = counts
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as the application does, with the call's ids among the headers."""
@@ -30,9 +33,11 @@ class Front:
             return
         begun, app, status = now(), self.app, 500
         try:
-            call = call_of(scope["headers"], begun, _gone(receive))
-        except InvalidInput as error:
+            key = self.keys.caller(scope["headers"]) if needs_key(scope["path"]) else None
+            call = call_of(scope["headers"], begun, _gone(receive), key)
+        except (InvalidInput, Unauthorized) as error:
             call, app = call_of((), begun), problem_of(error)
+            self.counts.refused("unauthorized" if isinstance(error, Unauthorized) else "invalid")
         scope[CALL] = call
 
         async def noted(message: Message) -> None:

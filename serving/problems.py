@@ -3,9 +3,12 @@
 ====  =====================================================================================================
 400   no body, broken multipart, no file among the parts, too many parts, a client that left while sending;
       no inference request: not JSON, a wrong name, shape, datatype or size
+401   no API key, or one that is not good; with WWW-Authenticate
 404   another model than the one served, an unknown version, an unknown path
+408   a head or a body that does not come, or too slowly
 413   a body over the limit
 415   a multipart type other than form-data, or a compressed body
+431   a head of too many bytes or headers
 422   bytes that are not an image we read: text, truncated, too many pixels, an unsupported format
 502   the store holds something else than it should, or refuses the server
 499   the client has left; nobody reads it
@@ -25,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pipeline.errors import InvalidImage, InvalidInput, NotFound, SafelightError, StoreError, StoreUnavailable
-from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
+from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded, Unauthorized
 from serving.schemas import Problem
 
 log = logging.getLogger(__name__)
@@ -46,8 +49,12 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 def problem_of(error: SafelightError) -> Response:
     """The response to one of our errors."""
-    retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
-    return problem(_status(error), str(error), retry)
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = error.challenge
+    return problem(_status(error), str(error), headers)
 
 
 def _body(status: int, detail: str) -> str:
@@ -75,6 +82,7 @@ def _status(error: Exception) -> int:
         Overloaded: 503,
         DeadlineExceeded: 504,
         ClientGone: 499,
+        Unauthorized: 401,
     }
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
 

@@ -12,6 +12,7 @@ from pipeline import registry
 from pipeline.artifacts import ModelVersion
 from pipeline.errors import NotFound
 from pipeline.store import Store
+from serving.api_keys import ApiKeys
 from serving.canary_report import canary_report
 from serving.counts import Counts
 from serving.encode import json_of
@@ -73,6 +74,7 @@ class Server:
     participant: Participant
     predictor: Predictor
     counts: Counts
+    keys: ApiKeys
     scraped: Callable[[str], tuple[bytes, str]]
 
 
@@ -183,12 +185,7 @@ def report(name: str, version: str, server: FromServer) -> Response:
         raise NotFound(f"{version!r} is not a version of a model.") from error
     manifest = registry.read_manifest(server.models, wanted.model, wanted.version)
     page = registry.load_file(server.models, manifest, REPORT)
-    headers = {
-        "Content-Security-Policy": REPORT_POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+    return Response(page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 def refuse_other_model(name: str, server: Server) -> None:

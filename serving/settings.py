@@ -8,15 +8,32 @@
 
 import difflib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.aliases import CHAMPION
 from pipeline.artifacts import Name
 from pipeline.errors import InvalidSettings
 from pipeline.settings import SERVING_PREFIX
+
+
+def _split(origins: object) -> object:
+    """The parts of a text with commas."""
+    return tuple(filter(None, map(str.strip, origins.split(",")))) if isinstance(origins, str) else origins
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s,*]+)$")]
 
 
 class ServingSettings(BaseModel):
@@ -31,6 +48,10 @@ class ServingSettings(BaseModel):
         poll_s: how often the alias is looked at, in seconds.
         top_k: how many classes an answer names.
         max_body_mb: largest request body, in MiB.
+        api_keys: ``off`` says that whoever reaches the server may ask; beyond this machine, that or a file is needed.
+        api_keys_file: of the keys with which clients may ask (``safelight keys new``); read anew when it changes.
+        allowed_origins: of web pages elsewhere that may ask from a browser, as https://host, with commas between them;
+            ``*`` for all; none by default.
         max_connections: of clients to each process, idle ones included.
         threads: cores of each process, for large images and slow models; by default its share of them.
         queue_ms: how long a queue that does not empty may make a request wait, in milliseconds; the rest is refused at
@@ -54,6 +75,9 @@ class ServingSettings(BaseModel):
     poll_s: float = Field(1.0, ge=0.05, le=60)
     top_k: int = Field(5, ge=1, le=1000)
     max_body_mb: int = Field(32, ge=1, le=1024)
+    api_keys: Literal["off"] | None = None
+    api_keys_file: Path | None = None
+    allowed_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split)] = ()
     max_connections: int = Field(4096, ge=1, le=65536)
     threads: int | None = Field(None, ge=1, le=256)
     queue_ms: int | None = Field(None, ge=1, le=60_000)
@@ -69,6 +93,18 @@ class ServingSettings(BaseModel):
         if self.version is not None and "alias" in self.model_fields_set:
             raise ValueError("a server follows an alias or is pinned to a version: set one of the two")
         return self
+
+    @model_validator(mode="after")
+    def _one_rule_for_keys(self) -> Self:
+        if self.api_keys == "off" and self.api_keys_file is not None:
+            raise ValueError("no key is asked for, and a file says which are good: set one of the two")
+        return self
+
+    @property
+    def must_say_who_may_ask(self) -> bool:
+        """Whether others than this machine could ask, and nothing says who of them may."""
+        beyond = self.host != "localhost" and not _is_loopback(self.host)
+        return beyond and self.api_keys is None and self.api_keys_file is None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
@@ -94,6 +130,13 @@ class ServingSettings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             raise InvalidSettings(_sentence(error, "PORT" if port_of_platform else f"{SERVING_PREFIX}PORT")) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name, which may stand for anything
 
 
 def _sentence(error: ValidationError, port_variable: str) -> str:

@@ -30,13 +30,20 @@ from serving.app import create_worker_app
 from serving.board import Board
 from serving.connections import KEEP_ALIVE_S, Limits, look_at_all
 from serving.entry import FINISH_S, models_zone, predictions_zone, prepare_process
-from serving.express import Express
+from serving.express import NOT_PLAIN, Express
 from serving.listener import BACKLOG, inherited
 from serving.model_files import Shelf
 from serving.participant import Participant
 from serving.routes import Server
 from serving.settings import ServingSettings
 
+SECURITY_HEADERS: Final = [
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("x-frame-options", "DENY"),
+]
+"""Of every answer, those of the connection itself included; pages have a Content-Security-Policy of their own."""
+CLOSE: Final = (b"connection", b"close")
 OTHER_FILES: Final = 256
 """Open files of a process that are no connections, at the most."""
 LOOK_TICKS: Final = 10
@@ -65,22 +72,26 @@ def server_of(app: FastAPI, settings: ServingSettings, *, alone: bool) -> "Drain
     """What answers with ``app``, once it runs."""
     server: Server = app.state.server
     limits = Limits(settings.max_body_mb << 20, allowed_connections(settings.max_connections), server.counts.refused)
+    not_plain = NOT_PLAIN | {b"origin"} if settings.allowed_origins else NOT_PLAIN
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(Express, server.predictor, server.counts, limits),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            Express, server.predictor, server.counts, server.keys, limits, not_plain
+        ),
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
         ws="none",
         server_header=False,
         proxy_headers=False,
+        headers=SECURITY_HEADERS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=FINISH_S,
         # So many connections asyncio accepts at once: where several processes share the socket, none takes them all.
         backlog=1,
     )
-    return DrainingServer(config, server.participant, settings.drain_s, limits, alone=alone)
+    return DrainingServer(config, server, limits, alone=alone)
 
 
 def allowed_connections(wanted: int) -> int:
@@ -97,13 +108,12 @@ def allowed_connections(wanted: int) -> int:
 class DrainingServer(uvicorn.Server):
     """uvicorn, but that it says goodbye first."""
 
-    def __init__(
-        self, config: uvicorn.Config, participant: Participant, drain_s: float, limits: Limits, *, alone: bool
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server, limits: Limits, *, alone: bool) -> None:
         super().__init__(config)
         self._alone = alone
-        self._participant = participant
-        self._drain_s = drain_s
+        self._participant = server.participant
+        self._drain_s = server.settings.drain_s
+        self._keys = server.keys
         self._limits = limits
         self._leave_at: float | None = None
 
@@ -118,9 +128,11 @@ class DrainingServer(uvicorn.Server):
         ends = await super().on_tick(counter)
         if counter % LOOK_TICKS == 0:
             look_at_all(tuple(self.server_state.connections), self._limits, time.monotonic())
+            self._keys.look()
         if self._leave_at is None:
             return ends
-        self.server_state.default_headers = [*self.server_state.default_headers[:1], (b"connection", b"close")]
+        if CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         return ends or time.monotonic() >= self._leave_at
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
