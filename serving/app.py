@@ -21,6 +21,7 @@ from serving.metrics import exposition
 from serving.model_files import Shelf
 from serving.model_watch import ModelWatch
 from serving.open_inference import router as open_inference_router
+from serving.open_inference_infer import add_infer
 from serving.open_inference_schemas import RequestObject
 from serving.page import page_router
 from serving.participant import Participant
@@ -79,6 +80,7 @@ def create_worker_app(
         # In place of FastAPI's own description of a 422, which we never send.
         responses={"4XX": {"description": "Any other problem with the request.", "content": PROBLEM_CONTENT}},
     )
+    add_infer(app)
     add_predict(app)
     app.include_router(router)
     app.include_router(open_inference_router)
