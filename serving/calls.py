@@ -37,6 +37,7 @@ class Call:
         gone: whether the client has left.
         deadline: by ``time.perf_counter``; None where the client waits for as long as it takes.
         traceparent: of this server's part in the client's trace; None where there is no trace.
+        version: the live one, by its name, where the client wants no other: then no challenger answers.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Call:
     gone: Callable[[], bool]
     deadline: float | None = None
     traceparent: str | None = None
+    version: str | None = None
 
     def is_late(self, now: float) -> bool:
         """Whether nobody wants the answer any more."""

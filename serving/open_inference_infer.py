@@ -105,11 +105,13 @@ async def infer(request: Request) -> Response:
     refuse_compressed(request)
     body = await bounded_body(request, server.settings.max_body_mb << 20)
     asked = read_request(body, request.headers.get(JSON_LENGTH), live.manifest.pixels)
-    call = _within(call_in(request.scope), asked.timeout_s)
+    call = dataclasses.replace(_within(call_in(request.scope), asked.timeout_s), version=version)
     answers = await server.predictor.answer(call, asked.images)
     refuse_other_version(version, server, answers.live)
     return _response(
-        write_response(asked.id or call.request_id, answers.live.manifest, answers.probabilities, asked.outputs)
+        write_response(
+            asked.id or call.request_id, answers.live.manifest, answers.probabilities, asked.outputs, answers.role
+        )
     )
 
 

@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from pipeline.registry import ModelManifest
+from serving.counts import Role
 from serving.open_inference_request import WantedOutput
 from serving.open_inference_schemas import LABEL, PROBABILITIES
 from serving.open_inference_tensors import bytes_to_binary
@@ -27,7 +28,11 @@ class Encoded:
 
 
 def write_response(
-    request_id: str, manifest: ModelManifest, probabilities: NDArray[np.float32], wanted: Sequence[WantedOutput]
+    request_id: str,
+    manifest: ModelManifest,
+    probabilities: NDArray[np.float32],
+    wanted: Sequence[WantedOutput],
+    role: Role = "champion",
 ) -> Encoded:
     """The answer to a request.
 
@@ -36,6 +41,7 @@ def write_response(
         manifest: of the version that computed this.
         probabilities: float32 (images, classes).
         wanted: the outputs, in this order.
+        role: as which that version answered.
     """
     tensors = [_tensor(output, manifest.classes, probabilities) for output in wanted]
     binary = [_binary(tensor) if output.binary else None for output, tensor in zip(wanted, tensors, strict=True)]
@@ -43,7 +49,11 @@ def write_response(
         "id": request_id,
         "model_name": manifest.model,
         "model_version": manifest.version,
-        "parameters": {"dataset": manifest.dataset.dataset, "dataset_version": manifest.dataset.version},
+        "parameters": {
+            "dataset": manifest.dataset.dataset,
+            "dataset_version": manifest.dataset.version,
+            "role": role,
+        },
         "outputs": [_described(*each) for each in zip(wanted, tensors, binary, strict=True)],
     }
     text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

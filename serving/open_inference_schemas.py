@@ -112,7 +112,11 @@ class ResponseObject(BaseModel):
                     "id": "42",
                     "model_name": "fashion-mnist",
                     "model_version": "20261122T093000Z-1f3a5c7e",
-                    "parameters": {"dataset": "fashion-mnist", "dataset_version": "0b7d52c3a1e94f68"},
+                    "parameters": {
+                        "dataset": "fashion-mnist",
+                        "dataset_version": "0b7d52c3a1e94f68",
+                        "role": "champion",
+                    },
                     "outputs": [
                         {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["ankle boot"]},
                         {"name": "probability", "datatype": "FP32", "shape": [1], "data": [0.974312]},
@@ -125,7 +129,9 @@ class ResponseObject(BaseModel):
     id: str = Field(description="The request's; where it has none, the request id of the HTTP headers.")
     model_name: str
     model_version: str = Field(description="The version that computed this answer.")
-    parameters: dict[str, str] = Field(description="`dataset` and `dataset_version` that it was trained on.")
+    parameters: dict[str, str] = Field(
+        description="`dataset` and `dataset_version` that it was trained on; its `role`: champion or challenger."
+    )
     outputs: list[ResponseOutput]
 
 

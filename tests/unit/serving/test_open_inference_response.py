@@ -32,7 +32,11 @@ def test_an_answer_says_what_computed_it() -> None:
     """Model, version, dataset version and the request's id."""
     answer, rest = parts(write_response("42", MANIFEST, PROBABILITIES, [WantedOutput("label")]))
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("42", "shapes", MANIFEST.version)
-    assert answer["parameters"] == {"dataset": "shapes", "dataset_version": tiny_models.DATASET.version}
+    assert answer["parameters"] == {
+        "dataset": "shapes",
+        "dataset_version": tiny_models.DATASET.version,
+        "role": "champion",
+    }
     assert answer["outputs"] == [
         {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["line", "Quadrat ü"]},
     ]
