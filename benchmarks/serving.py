@@ -34,7 +34,7 @@ from pipeline.zones import open_zones
 
 ALONE = "alone"
 CONNECTIONS = {"small": (1, 32), "resnet18": (1, 8, 64)}
-WARM_UP_S = 1.0
+WARM_UP_S = 1
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", choices=list(CONNECTIONS), default="small")
     parser.add_argument("--reference", choices=names, default="naive", help="what the others are compared with")
     parser.add_argument("--connections", type=int, nargs="+")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each visit")
+    parser.add_argument("--seconds", type=int, default=4, help="of each visit")
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is visited")
     parser.add_argument("--overload", action="store_true", help="also: what becomes of them at 512 connections")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "safelight-bench-serving")
@@ -110,16 +110,15 @@ def up(options: argparse.Namespace, settings: Settings, model: Path, images: Seq
         for start in starts(options, settings, model, home, images[0]):
             try:
                 server = start()
+                stack.callback(stop, server)
+                for door in doors(server, options.servers):
+                    found = labels(door, images)
+                    expected = expected or found
+                    refuse_other_answers(door, expected, found)
+                    say(f"{door.peer.name}: {door.version}, first answer after {door.first_answer_s:.2f} s")
+                    fleet.append(door)
             except Unavailable as reason:
-                say(str(reason))
-                continue
-            stack.callback(stop, server)
-            for door in doors(server, options.servers):
-                found = labels(door, images)
-                expected = expected or found
-                refuse_other_answers(door, expected, found)
-                say(f"{door.peer.name}: {door.version}, first answer after {door.first_answer_s:.2f} s")
-                fleet.append(door)
+                say(f"MISSING: {reason}")
         yield fleet
 
 
@@ -176,7 +175,7 @@ def measured(
     return rows + ([Row(ALONE, f"decode + model, no HTTP: {bound[0]}", "", reached[ALONE])] if bound else [])
 
 
-def visits(server: Server, bodies: Path, counts: Sequence[int], seconds: float) -> dict[int, Visit]:
+def visits(server: Server, bodies: Path, counts: Sequence[int], seconds: int) -> dict[int, Visit]:
     """One for each number of connections."""
     return {count: visit(server, bodies, count, seconds) for count in counts}
 

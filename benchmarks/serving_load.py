@@ -37,10 +37,10 @@ def write_bodies(folder: Path, body: Body, images: Sequence[bytes]) -> None:
         (folder / body.kind / f"{number:03d}").write_bytes(body.of(image))
 
 
-def visit(server: Server, bodies: Path, connections: int, seconds: float) -> Visit:
+def visit(server: Server, bodies: Path, connections: int, seconds: int) -> Visit:
     """Ask a server on so many connections, each with one request at a time."""
     body = server.peer.body
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", f"--timeout={TIMEOUT_S}s", "-s"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s"]
     command += [str(HERE / "visit.lua"), server.url, "--", str(bodies / body.kind), body.content_type]
     before = cpu_seconds(tree(server.process.pid))
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

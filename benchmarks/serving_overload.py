@@ -41,7 +41,7 @@ class Storm:
     next_status: int
 
 
-def storm(server: Server, bodies: Path, image: bytes, seconds: float) -> Storm:
+def storm(server: Server, bodies: Path, image: bytes, seconds: int) -> Storm:
     """Ask it on more and more connections, then once more."""
     before = proportional_memory(server)
     pressures = [pressure(server, bodies, count, seconds) for count in CONNECTIONS]
@@ -54,11 +54,11 @@ def storm(server: Server, bodies: Path, image: bytes, seconds: float) -> Storm:
     return Storm(server.peer.name, pressures, before, proportional_memory(server), waited, status)
 
 
-def pressure(server: Server, bodies: Path, connections: int, seconds: float) -> Pressure:
+def pressure(server: Server, bodies: Path, connections: int, seconds: int) -> Pressure:
     """One visit of h2load; what it does after so many seconds is not counted."""
     body, log = server.peer.body, bodies / "h2load.log"
     log.unlink(missing_ok=True)
-    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds:g}", f"--log-file={log}"]
+    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds}", f"--log-file={log}"]
     command += ["-d", str(bodies / body.kind / "000"), "-H", f"content-type: {body.content_type}", server.url]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -103,6 +103,8 @@ class Peer:
 
 UVICORN = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log")
 
+MOSEC = ("--address", "127.0.0.1", "--port", "{port}", "--timeout", "30000")
+
 PEERS = (
     Peer(
         "naive",
@@ -175,7 +177,7 @@ PEERS = (
         "mosec, 2 + 2 workers in two stages, base64 in JSON, batches",
         json_body("image"),
         "/inference",
-        ("{here}/mosec_app.py", "--address", "127.0.0.1", "--port", "{port}"),
+        ("{here}/mosec_app.py", *MOSEC),
         "mosec.txt",
         ("mosec", "onnxruntime"),
     ),
@@ -184,7 +186,7 @@ PEERS = (
         "mosec, 2 workers in one stage, raw body, batches",
         RAW,
         "/inference",
-        ("{here}/mosec_raw_app.py", "--address", "127.0.0.1", "--port", "{port}"),
+        ("{here}/mosec_raw_app.py", *MOSEC),
         "mosec.txt",
         ("mosec", "onnxruntime"),
     ),
