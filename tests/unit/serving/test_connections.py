@@ -141,7 +141,7 @@ def is_problem(got: bytes, status: int) -> str:
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"content-type: application/problem+json" in head
     assert b"connection: close" in head.lower()
-    assert problem.keys() == {"type", "title", "status", "detail"}
+    assert problem.keys() == {"type", "title", "status", "detail", "error"}
     assert problem["status"] == status
     return str(problem["detail"])
 

@@ -8,6 +8,7 @@ from scraping import samples
 from starlette.types import Message, Receive, Scope, Send
 
 from pipeline import images
+from serving.api_keys import ApiKeys
 from serving.counts import SECONDS, Counts
 from serving.front import Front
 from serving.metrics import exposition
@@ -131,7 +132,7 @@ def test_a_request_lands_in_its_bucket(models: Registry, status: int, number: st
         await asyncio.sleep(0.02)
         await send({"type": "http.response.start", "status": status})
 
-    asyncio.run(asked(Front(app, Counts(replica.board.counts(0)))))
+    asyncio.run(asked(Front(app, Counts(replica.board.counts(0)), ApiKeys(None))))
     text = scraped(replica)
     assert value(text, "safelight_requests_total", route="predict", status=number) == 1
     assert value(text, "safelight_request_seconds_bucket", route="predict", le="0.01") == 0
@@ -146,7 +147,7 @@ def test_an_error_that_nobody_answered_counts_as_a_500(models: Registry) -> None
         raise RuntimeError("unforeseen")
 
     with pytest.raises(RuntimeError):
-        asyncio.run(asked(Front(app, Counts(replica.board.counts(0)))))
+        asyncio.run(asked(Front(app, Counts(replica.board.counts(0)), ApiKeys(None))))
     text = scraped(replica)
     assert value(text, "safelight_requests_total", route="predict", status="500") == 1
 
