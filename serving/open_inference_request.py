@@ -82,7 +82,7 @@ def read_request(body: bytes, json_length: str | None, pixels: PixelSpec) -> Inf
         return InferenceRequest([Upload("", body)], [WantedOutput(name, binary=True) for name in OUTPUTS])
     asked = _parsed(body[:length])
     return InferenceRequest(
-        images=_images(asked.inputs[0], body[length:], pixels),
+        images=_images(asked.inputs[0], memoryview(body)[length:], pixels),
         outputs=_wanted(asked),
         id=asked.id,
         timeout_s=_timeout_s(asked),
@@ -94,7 +94,7 @@ def _json_length(header: str | None, size: int) -> int:
         raise InvalidInput("The request has no body: send an inference request.")
     if header is None:
         return size
-    if not (header.isascii() and header.isdecimal() and len(header) < len(str(size)) + 1 and int(header) <= size):
+    if not (header.isascii() and header.isdecimal() and len(header) <= len(str(size)) and int(header) <= size):
         raise InvalidInput(
             f"Inference-Header-Content-Length is {header[:SHOWN_CHARS]!r}, which is no part of the body's {size} bytes."
         )
@@ -119,7 +119,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc']) or 'The request'}: {first['msg']}."
 
 
-def _images(tensor: RequestInput, rest: bytes, pixels: PixelSpec) -> Sequence[Upload | NDArray[np.uint8]]:
+def _images(tensor: RequestInput, rest: memoryview, pixels: PixelSpec) -> Sequence[Upload | NDArray[np.uint8]]:
     size = _number(tensor.parameters, "binary_data_size")
     if (size or 0) != len(rest):
         raise InvalidInput(

@@ -34,7 +34,7 @@ def bytes_from_json(data: object, count: int, name: str) -> list[bytes]:
     return [_from_base64(element, number, name) for number, element in enumerate(_elements(data, [count], name))]
 
 
-def bytes_from_binary(raw: bytes, count: int, name: str) -> list[bytes]:
+def bytes_from_binary(raw: bytes | memoryview, count: int, name: str) -> list[bytes]:
     """The ``count`` elements of a BYTES tensor in binary form.
 
     Raises:
@@ -45,7 +45,7 @@ def bytes_from_binary(raw: bytes, count: int, name: str) -> list[bytes]:
     while start < len(raw) and len(found) < count:
         size = int.from_bytes(raw[start : start + LENGTH_BYTES], "little")
         start += LENGTH_BYTES
-        found.append(raw[start : start + size])
+        found.append(bytes(raw[start : start + size]))
         start += size
     if start != len(raw) or len(found) != count:
         raise InvalidInput(
@@ -70,7 +70,7 @@ def pixels_from_json(data: object, shape: Sequence[int], name: str) -> NDArray[n
     raise InvalidInput(f"The data of input {name!r} are not all whole numbers from 0 to 255.")
 
 
-def pixels_from_binary(raw: bytes, shape: Sequence[int], name: str) -> NDArray[np.uint8]:
+def pixels_from_binary(raw: bytes | memoryview, shape: Sequence[int], name: str) -> NDArray[np.uint8]:
     """A UINT8 tensor of that shape; it shares its memory with ``raw``.
 
     Raises:
