@@ -4,6 +4,7 @@
 #   make images          build the images of the stack in containers
 #   make up | down       start the stack in containers and say where it is | stop it; nothing stored is lost
 #   make test | lint     what must be green before a change lands; make test-e2e: the same in containers and a browser
+#   make bench-serving   our server against the others of its kind
 #   make soak            every stage killed at random moments, 100 times and more; the store taken away from every stage
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -101,7 +102,8 @@ soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifyi
 	SAFELIGHT_SOAK_OUTAGES=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -s tests/integration/test_outage.py
 
 bench-serving: $(VENV)/.installed ## our server against LitServe, BentoML, Ray Serve, MLServer, mosec (needs wrk, h2load; PEERS=folder)
-	$(BIN)/python -m benchmarks.serving $(if $(PEERS),--environments "$(PEERS)")
+	$(BIN)/python -m benchmarks.serving --overload $(if $(PEERS),--environments "$(PEERS)")
+	$(BIN)/python -m benchmarks.serving --model resnet18 $(if $(PEERS),--environments "$(PEERS)")
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

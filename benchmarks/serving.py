@@ -7,7 +7,10 @@ of these ratios, and the medians of the rest. ``--overload`` adds a second table
 
 The other servers come from the package registry at first use, each into an environment of its own
 (``--environments``); one that cannot be had is named, and the rest goes on. wrk and h2load must be there
-(``apt-get install wrk nghttp2-client``). Nothing is refused on a busy machine: its load is told.
+(``apt-get install wrk nghttp2-client``). Nothing is refused on a busy machine: its load is told, and how many cores
+other programs had. Ratios to the naive server mean something only where that is next to none: torch's threads wait for
+each other in a busy loop, and whoever takes one of their cores makes them up to a hundred times slower. There
+``--tries`` repeats a disturbed visit, and ``--reference fastapi-onnx`` compares with a server that bears it.
 """
 
 import argparse
@@ -24,10 +27,11 @@ from pathlib import Path
 from benchmarks import serving_model
 from benchmarks.own_store import own_store, rounds
 from benchmarks.serving_alone import alone
+from benchmarks.serving_environments import Unavailable
 from benchmarks.serving_fleet import Server, labels, proportional_memory, start_ours, start_peer, stop
-from benchmarks.serving_load import Visit, visit, write_bodies
+from benchmarks.serving_load import Visit, quietest, visit, write_bodies
 from benchmarks.serving_overload import print_storms, storm
-from benchmarks.serving_peers import OURS, PEERS, Unavailable
+from benchmarks.serving_peers import OURS, PEERS
 from benchmarks.serving_table import Row, print_table
 from pipeline.settings import Settings
 from pipeline.zones import open_zones
@@ -53,11 +57,11 @@ def main() -> None:
         bound = stack.enter_context(alone(model)) if ALONE in options.servers else None
         rows = measured(fleet, bound, scratch / "bodies", options)
         say_load("after")
+        if options.json:
+            options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1), encoding="utf-8")
         print_table(rows, options.reference)
         if options.overload:
             print_storms([storm(server, scratch / "bodies", images[0], options.seconds) for server in fleet])
-    if options.json:
-        options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1), encoding="utf-8")
 
 
 def parsed() -> argparse.Namespace:
@@ -69,6 +73,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--reference", choices=names, default="naive", help="what the others are compared with")
     parser.add_argument("--connections", type=int, nargs="+")
     parser.add_argument("--seconds", type=int, default=4, help="of each visit")
+    parser.add_argument("--tries", type=int, default=1, help="visits at most, while other programs use the cores")
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is visited")
     parser.add_argument("--overload", action="store_true", help="also: what becomes of them at 512 connections")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "safelight-bench-serving")
@@ -153,13 +158,13 @@ def measured(
     options: argparse.Namespace,
 ) -> list[Row]:
     """A row for each server, after all rounds, and one for decode + model alone."""
-    counts, seconds = options.connections, options.seconds
     contenders: dict[str, Callable[[], Mapping[int, Visit]]] = {}
     for server in fleet:
-        contenders[server.peer.name] = partial(visits, server, bodies, counts, seconds)
-        visit(server, bodies, max(counts), WARM_UP_S)
+        contenders[server.peer.name] = partial(visits, server, bodies, options)
+        visit(server, bodies, max(options.connections), WARM_UP_S)
     if bound:
-        contenders[ALONE] = lambda: dict.fromkeys(counts, bound[1](seconds))
+        measure = partial(quietest, partial(bound[1], options.seconds), options.tries)
+        contenders[ALONE] = lambda: dict.fromkeys(options.connections, measure())
     reached = rounds(contenders, options.rounds)
     rows = [
         Row(
@@ -175,9 +180,12 @@ def measured(
     return rows + ([Row(ALONE, f"decode + model, no HTTP: {bound[0]}", "", reached[ALONE])] if bound else [])
 
 
-def visits(server: Server, bodies: Path, counts: Sequence[int], seconds: int) -> dict[int, Visit]:
+def visits(server: Server, bodies: Path, options: argparse.Namespace) -> dict[int, Visit]:
     """One for each number of connections."""
-    return {count: visit(server, bodies, count, seconds) for count in counts}
+    return {
+        count: quietest(partial(visit, server, bodies, count, options.seconds), options.tries)
+        for count in options.connections
+    }
 
 
 if __name__ == "__main__":

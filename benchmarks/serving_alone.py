@@ -18,10 +18,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import psutil
 
 from benchmarks.own_store import answer_of
-from benchmarks.serving_fleet import cpu_seconds
+from benchmarks.serving_cpu import watched
 from benchmarks.serving_load import Visit
 from pipeline import images
 from pipeline.artifacts import PixelSpec
@@ -61,12 +60,14 @@ def worker(model: Path, threads: int) -> Iterator["subprocess.Popen[str]"]:
 
 def all_at_once(crew: list["subprocess.Popen[str]"], batch: int, seconds: float) -> Visit:
     """Images per second of all of them."""
-    family = [psutil.Process(process.pid) for process in crew]
-    before = cpu_seconds(family)
-    for process in crew:
-        print(batch, seconds, file=process.stdin, flush=True)
-    rate = sum(map(answer_of, crew))
-    return Visit(rate, rate * seconds / (cpu_seconds(family) - before))
+    with ExitStack() as stack:
+        uses = [stack.enter_context(watched(process.pid)) for process in crew]
+        for process in crew:
+            print(batch, seconds, file=process.stdin, flush=True)
+        rate = sum(map(answer_of, crew))
+    spent = sum(use.seconds for use in uses)
+    strangers = uses[0].strangers - (spent - uses[0].seconds) / seconds
+    return Visit(rate, rate * seconds / spent, max(0.0, strangers))
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from benchmarks.serving_peers import Body, Peer, Unavailable, environ_of, filled, installed, versions
+from benchmarks.serving_cpu import tree
+from benchmarks.serving_environments import Unavailable, environ_of, filled, installed, versions
+from benchmarks.serving_peers import Body, Peer
 from pipeline import inference_server, processes
 from pipeline.settings import Settings
 
@@ -158,27 +160,6 @@ def proportional_memory(server: Server) -> float:
             continue
         total += int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
     return total / 1024
-
-
-def cpu_seconds(family: Sequence[psutil.Process]) -> float:
-    """That these processes have used since they started."""
-    total = 0.0
-    for process in family:
-        try:
-            spent = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += spent.user + spent.system
-    return total
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all that it started."""
-    try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def stop(server: Server) -> None:

@@ -47,7 +47,8 @@ class Row:
 def ratios(row: Row, reference: Row | None, connections: int) -> list[float]:
     """Answers per second to another server's, round by round, in order of size."""
     pairs = zip(row.visits, reference.visits if reference else (), strict=False)
-    return sorted(own[connections].per_second / base[connections].per_second for own, base in pairs)
+    rates = [(own[connections].per_second, base[connections].per_second) for own, base in pairs]
+    return sorted(own / base for own, base in rates if base)  # a reference that answered nothing compares with nothing
 
 
 def print_table(rows: Sequence[Row], reference: str) -> None:
@@ -57,7 +58,7 @@ def print_table(rows: Sequence[Row], reference: str) -> None:
     heads = ["server", "versions"]
     for count in counts:
         heads += [f"x {reference} at {count}", f"answers/s at {count}", f"p50 / p99 ms at {count}"]
-    heads += [f"answers per CPU s at {counts[-1]}", "failed", "PSS MiB", "first answer s"]
+    heads += [f"answers per CPU s at {counts[-1]}", "strangers' cores", "failed", "PSS MiB", "first answer s"]
     print("| " + " | ".join(heads) + " |")
     print("|" + "---|" * 2 + "---:|" * (len(heads) - 2))
     for row in rows:
@@ -71,7 +72,8 @@ def cells(row: Row, reference: Row | None, counts: Sequence[int]) -> list[str]:
         found += [spread(ratios(row, reference, count)), f"{row.median(count, lambda seen: seen.per_second):,.0f}"]
         p50, p99 = row.median(count, lambda seen: seen.p50_ms), row.median(count, lambda seen: seen.p99_ms)
         found.append(f"{p50:.2f} / {p99:.1f}" if p50 else "")
-    found += [f"{row.median(counts[-1], lambda seen: seen.per_cpu_second):,.0f}", f"{row.failures()}"]
+    found.append(f"{row.median(counts[-1], lambda seen: seen.per_cpu_second):,.0f}")
+    found += [f"{max(row.median(count, lambda seen: seen.strangers) for count in counts):.2f}", f"{row.failures()}"]
     return [*found, number(row.memory_mb, 0), number(row.first_answer_s, 2)]
 
 
