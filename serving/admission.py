@@ -63,6 +63,15 @@ class Admission:
         self.images += images
         self._bytes += size
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it knows nothing yet of what an image takes."""
+        return self._image_s == 0
+
+    def expect(self, image_s: float) -> None:
+        """What an image takes, in seconds, until that was measured."""
+        self._image_s = image_s
+
     def leave(self, images: int, size: int) -> None:
         """Count a call out that was not computed."""
         self.images -= images

@@ -107,6 +107,8 @@ class Predictor:
         """The same, but that ``done`` is told the answers or the error, at once or later, on the event loop."""
         begun = now()
         job = Job(call, images, done, begun, size=size_of(images))
+        if self._admission.is_new and (live := self._participant.live_now()):
+            self._admission.expect(live.image_s)
         try:
             self._admission.admit(call, len(images), job.size, begun)
         except SafelightError as error:
