@@ -90,6 +90,9 @@ WORD: Final = 8
 BYTES: Final = NUMBERS * WORD + CLASSES * LABEL_BYTES
 """Of one process's area: the numbers, then the labels."""
 
+MISTAKES: Final[Mapping[int, Reason]] = {400: "invalid", 413: "too_large", 415: "invalid", 422: "invalid"}
+"""What a client did wrong, by the status of its answer: wherever it was found, it is a rejection once."""
+_MISTAKEN: Final = {status: REJECTIONS[reason] for status, reason in MISTAKES.items()}
 _STATUS: Final = {int(status): at for at, status in enumerate(STATUSES[:-1])}
 _OTHER_STATUS: Final = len(STATUSES) - 1
 
@@ -106,9 +109,11 @@ class Counts:
         self._numbers[WAITING] = 0.0
 
     def answered(self, route: Route, status: int, seconds: float) -> None:
-        """A request got its answer."""
+        """A request got its answer; one by which a client learns of its own mistake is a rejection, too."""
         with self._lock:
             self._numbers[REQUESTS[route] + _STATUS.get(status, _OTHER_STATUS)] += 1.0
+            if status in _MISTAKEN and route != OTHER:
+                self._numbers[_MISTAKEN[status]] += 1.0
             self._observe(REQUEST_SECONDS[route], SECONDS, seconds)
 
     def stage(self, stage: Stage, seconds: float) -> None:
@@ -122,7 +127,7 @@ class Counts:
             self._observe(BATCHES, SIZES, size)
 
     def refused(self, reason: Reason) -> None:
-        """A request was not, or not to its end, worked on."""
+        """A request was not, or not to its end, worked on, for another reason than ``MISTAKES``."""
         with self._lock:
             self._numbers[REJECTIONS[reason]] += 1.0
 

@@ -241,7 +241,7 @@ class Predictor:
             case NothingLive():
                 self._counts.refused("no_model")
             case InvalidInput():
-                self._counts.refused("invalid")
+                pass  # told by the status of its answer
             case _:
                 self._counts.failed("champion")
         job.done(error)

@@ -8,31 +8,54 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import tiny_models
 from live_server import wait_until
 from scraping import PANELS, Samples, prometheus, query_of, samples, total
-from serving_process import PNG, Serving, point_at, register, started
+from serving_process import MODEL, PNG, Serving, point_at, register, started
 
 from pipeline.settings import Settings
 from pipeline.zones import open_zones
 
 FORM = [("image", ("a.png", PNG)), ("image", ("b.png", PNG)), ("image", ("c.png", PNG))]
-REQUESTS: Sequence[tuple[int, int, Mapping[str, Any]]] = [
-    (200, 1, {"content": PNG}),
-    (200, 1, {"content": PNG, "headers": {"Expect": "nothing"}}),
-    (200, len(FORM), {"files": FORM}),
-    (422, 0, {"content": b"no image"}),
-    (422, 0, {"files": [*FORM, ("image", ("d.png", b"no image"))]}),
-    (400, 0, {"content": b""}),
-    (413, 0, {"content": bytes(2 << 20)}),
-    (504, 0, {"content": PNG, "headers": {"X-Request-Timeout-Ms": "0"}}),
-]
-"""The status of the answer, the images in it, and what was sent; the servers of these tests take 1 MiB."""
+PIXELS = tiny_models.picture(5)
+TENSOR = {"name": "pixels", "datatype": "UINT8", "shape": [1, *PIXELS.shape], "data": PIXELS.ravel().tolist()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is sent, and what has to come of it: a status, and predictions for so many images."""
+
+    given: Mapping[str, Any]
+    status: int = 200
+    images: int = 0
+    route: str = "predict"
+
+    @property
+    def path(self) -> str:
+        """Of the route."""
+        return "/predict" if self.route == "predict" else f"/v2/models/{MODEL}/infer"
+
+
+REQUESTS = (
+    Asked({"content": PNG}, images=1),
+    Asked({"content": PNG, "headers": {"Expect": "nothing"}}, images=1),
+    Asked({"files": FORM}, images=len(FORM)),
+    Asked({"json": {"inputs": [TENSOR]}}, images=1, route="infer"),
+    Asked({"content": b"no image"}, 422),
+    Asked({"files": [*FORM, ("image", ("d.png", b"no image"))]}, 422),
+    Asked({"content": b""}, 400),
+    Asked({"json": {"inputs": [TENSOR | {"shape": [2, *PIXELS.shape]}]}}, 400, route="infer"),
+    Asked({"content": bytes(2 << 20)}, 413),
+    Asked({"content": PNG, "headers": {"X-Request-Timeout-Ms": "0"}}, 504),
+)
+"""The servers of these tests take 1 MiB."""
 NEEDS_A_CHALLENGER = {"Disagreement"}
 EMPTY_WHILE_ALL_IS_WELL = {"Alerts"}
 
@@ -61,14 +84,10 @@ def fresh(server: Serving) -> httpx.Client:
 
 def send(server: Serving, times: int) -> None:
     """Each request so many times, four at once."""
-
-    def sent(given: Mapping[str, Any]) -> int:
-        with fresh(server) as client:
-            return client.post("/predict", **given).status_code
-
-    with ThreadPoolExecutor(4) as clients:
-        answered = list(clients.map(sent, [given for _, _, given in REQUESTS] * times))
-    assert answered == [status for status, _, _ in REQUESTS] * times
+    with fresh(server) as client, ThreadPoolExecutor(4) as clients:
+        sent = clients.map(lambda asked: client.post(asked.path, **asked.given), REQUESTS * times)
+        answered = [answer.status_code for answer in sent]
+    assert answered == [asked.status for asked in REQUESTS * times]
 
 
 def scraped_from_each(server: Serving) -> Iterator[Samples]:
@@ -107,28 +126,34 @@ def test_two_replicas_count_exactly_what_was_answered_also_over_a_kill(replicas:
     Of requests under way in a process that is killed nobody can know whether they were answered; here there are none.
     """
     for server in replicas:
-        send(server, 6)
+        send(server, 3)
     victim = replaced(replicas[0])
     for server in replicas:
-        send(server, 4)
-    times = len(replicas) * (6 + 4)
-    statuses = Counter(status for status, _, _ in REQUESTS * times)
-    images = sum(images for _, images, _ in REQUESTS) * times
+        send(server, 2)
+    every = REQUESTS * len(replicas) * (3 + 2)
+    statuses = Counter(asked.status for asked in every)
+    images = sum(asked.images for asked in every)
+
+    def answered() -> float:
+        texts[:] = [server.get("/metrics").text for server in replicas]
+        return sum(said("safelight_requests_total", route=route) for route in ("predict", "infer"))
 
     def said(name: str, **labels: str) -> float:
-        return sum(total(server.get("/metrics").text, name, **labels) for server in replicas)
+        return sum(total(text, name, **labels) for text in texts)
 
-    # A client may have its answer an instant before it is counted.
-    wait_until(lambda: said("safelight_requests_total", route="predict") == statuses.total())
-    for status, count in statuses.items():
-        assert said("safelight_requests_total", route="predict", status=str(status)) == count
-    assert said("safelight_request_seconds_count", route="predict") == statuses.total()
+    texts: list[str] = []
+    wait_until(lambda: answered() == len(every))  # a client may have its answer an instant before it is counted
+    for (route, status), count in Counter((asked.route, asked.status) for asked in every).items():
+        assert said("safelight_requests_total", route=route, status=str(status)) == count
+    assert said("safelight_request_seconds_count", route="infer") == len([1 for each in every if each.route == "infer"])
     assert said("safelight_prediction_seconds_count", role="champion") == statuses[200]
     assert said("safelight_prediction_confidence_count", role="champion") == images
     assert said("safelight_predictions_total", role="champion") == images
     assert said("safelight_batch_images_sum") == images
     assert said("safelight_rejections_total", reason="deadline") == statuses[504]
-    assert said("safelight_rejections_total", reason="invalid") >= statuses[422]
+    assert said("safelight_rejections_total", reason="invalid") == statuses[422] + statuses[400]
+    assert said("safelight_rejections_total", reason="too_large") == statuses[413]
+    assert said("safelight_rejections_total") == len(every) - statuses[200]
     assert said("safelight_queue_images") == 0
     assert said("safelight_process_deaths_total") == 1
     for server in replicas:

@@ -73,6 +73,18 @@ def test_every_series_has_numbers_of_its_own(board: Board) -> None:
     assert found.classes("champion") == {}
 
 
+def test_a_client_s_mistake_is_a_rejection_wherever_it_was_found(board: Board) -> None:
+    """By the status of its answer, on the routes that take images; other answers are none."""
+    own = Counts(board.counts(0))
+    for status in (200, 400, 413, 415, 422, 500, 503):
+        own.answered("predict", status, 0.1)
+        own.answered("infer", status, 0.1)
+        own.answered("other", status, 0.1)
+    found = totals(board)
+    counted = {reason: found.count(at) for reason, at in counts.REJECTIONS.items() if found.count(at)}
+    assert counted == {"invalid": 6, "too_large": 2}
+
+
 @given(st.lists(st.tuples(st.sampled_from(counts.STAGES), st.floats(0, 100)), max_size=50))
 def test_a_histogram_holds_each_observation_once(observed: list[tuple[counts.Stage, float]]) -> None:
     """In the bucket of the smallest bound that is not below it, and in the sum; spread over two processes."""
