@@ -92,15 +92,20 @@ def test_a_challenger_is_told_of(models: Registry) -> None:
     assert value(scraped(replica), "safelight_canary_failing", model="shapes") == 1
 
 
-def test_an_empty_seat_gives_its_name_to_nobody(models: Registry) -> None:
-    """While a process is being replaced, the other one's metrics stay under the label that they had."""
+def test_what_a_dead_process_was_vanishes_and_what_it_counted_stays(models: Registry) -> None:
+    """Its gauges go, the other's stay under the label that they had; its counts are the seat's."""
     replica = ReplicaByHand(models.models, 2)
     models.point_at(models.register(1))
     replica.look()
+    dead = Counts(replica.board.counts(0))
+    dead.answered("predict", 200, 0.1)
+    dead.waiting(3)
     replica.board.vacate(0)
-    text = scraped(replica)
-    ready = {dict(labels)["process"] for name, labels in samples(text) if name == "safelight_process_ready"}
-    assert ready == {"1"}
+    text = scraped(replica, 1)
+    of_processes = {dict(labels)["process"] for name, labels in samples(text) if "process" in dict(labels)}
+    assert of_processes == {"1"}
+    assert value(text, "safelight_requests_total", route="predict", status="200") == 1
+    assert value(text, "safelight_process_deaths_total") == 1
 
 
 def test_a_failed_swap_is_counted(models: Registry) -> None:
