@@ -37,7 +37,8 @@ class Front:
             call = call_of(scope["headers"], begun, _gone(receive), key)
         except (InvalidInput, Unauthorized) as error:
             call, app = call_of((), begun), problem_of(error)
-            self.counts.refused("unauthorized" if isinstance(error, Unauthorized) else "invalid")
+            if isinstance(error, Unauthorized):
+                self.counts.refused("unauthorized")
         scope[CALL] = call
 
         async def noted(message: Message) -> None:
