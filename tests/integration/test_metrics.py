@@ -20,8 +20,10 @@ from live_server import wait_until
 from scraping import PANELS, Samples, prometheus, query_of, samples, total
 from serving_process import MODEL, PNG, Serving, point_at, register, started
 
+from pipeline import aliases
+from pipeline.artifacts import utc_now
 from pipeline.settings import Settings
-from pipeline.zones import open_zones
+from pipeline.zones import Zones, open_zones
 
 FORM = [("image", ("a.png", PNG)), ("image", ("b.png", PNG)), ("image", ("c.png", PNG))]
 PIXELS = tiny_models.picture(5)
@@ -56,15 +58,20 @@ REQUESTS = (
     Asked({"content": PNG, "headers": {"X-Request-Timeout-Ms": "0"}}, 504),
 )
 """The servers of these tests take 1 MiB."""
-NEEDS_A_CHALLENGER = {"Disagreement"}
 EMPTY_WHILE_ALL_IS_WELL = {"Alerts"}
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """Two servers of two processes each, and the zones that they read."""
+
+    zones: Zones
+    servers: Sequence[Serving]
+
+
 @pytest.fixture(scope="module")
-def replicas(
-    new_zone_settings: Callable[[], Settings], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Sequence[Serving]]:
-    """Two servers of two processes each, at the same version."""
+def fleet(new_zone_settings: Callable[[], Settings], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """All at the same version."""
     settings = new_zone_settings()
     zones, folder = open_zones(settings), tmp_path_factory.mktemp("servers")
     version = register(zones, 1)
@@ -74,7 +81,7 @@ def replicas(
         servers = [running.enter_context(started(settings, folder / f"{name}.log", own)) for name in ("one", "other")]
         for server in servers:
             server.wait_for(version, 2)
-        yield servers
+        yield Fleet(zones, servers)
 
 
 def fresh(server: Serving) -> httpx.Client:
@@ -120,11 +127,12 @@ def replaced(server: Serving) -> psutil.Process:
     return victim
 
 
-def test_two_replicas_count_exactly_what_was_answered_also_over_a_kill(replicas: Sequence[Serving]) -> None:
+def test_two_replicas_count_exactly_what_was_answered_also_over_a_kill(fleet: Fleet) -> None:
     """The sums over both are what clients got, whichever process is asked; the killed one was not answering anything.
 
     Of requests under way in a process that is killed nobody can know whether they were answered; here there are none.
     """
+    replicas = fleet.servers
     for server in replicas:
         send(server, 3)
     victim = replaced(replicas[0])
@@ -165,20 +173,23 @@ def test_two_replicas_count_exactly_what_was_answered_also_over_a_kill(replicas:
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus")
-def test_prometheus_has_an_answer_to_every_question_of_the_dashboard(
-    replicas: Sequence[Serving], tmp_path: Path
-) -> None:
-    """Two servers, the stack's own rules, and each panel's queries; no alert comes."""
-    with prometheus(tmp_path, [str(server.client.base_url.netloc, "ascii") for server in replicas]) as asked:
+def test_prometheus_has_an_answer_to_every_question_of_the_dashboard(fleet: Fleet, tmp_path: Path) -> None:
+    """Two servers with a champion and a challenger, the stack's own rules, and each panel's queries."""
+    challenger = register(fleet.zones, 2).version
+    canary = aliases.Canary(challenger=challenger, share=0.5, mode="split", step=1, started_at=utc_now())
+    aliases.set_canary(fleet.zones.models, MODEL, aliases.CHAMPION, canary, reason="test")
+    addresses = [str(server.client.base_url.netloc, "ascii") for server in fleet.servers]
+    queries = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+    with prometheus(tmp_path, addresses) as asked:
 
         def lacking() -> set[str]:
-            for server in replicas:
+            for server in fleet.servers:
                 send(server, 1)
-            queries = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
             return {title for title, query in queries if not asked.asked(query_of(query, "5s"))}
 
-        expected = NEEDS_A_CHALLENGER | EMPTY_WHILE_ALL_IS_WELL
         deadline = time.monotonic() + 30
-        while (found := lacking()) != expected:
+        while found := lacking() - EMPTY_WHILE_ALL_IS_WELL:
             assert time.monotonic() < deadline, found
         assert {each["value"][1] for each in asked.asked("up")} == {"1"}
+        versions = {each["metric"]["version"] for each in asked.asked('safelight_model_info{role="challenger"}')}
+        assert versions == {challenger}
