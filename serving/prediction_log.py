@@ -1,10 +1,10 @@
 """The prediction log: what was answered, to the predictions zone as Parquet, off the hot path.
 
-- **``note`` only appends**, under a lock that nobody holds for longer than an append. A thread turns what was noted
-  into Arrow columns, a few hundred rows at a time, and into a file every ``flush_s`` seconds or ``FILE_ROWS`` rows,
-  whichever comes first; another thread stores the files (``prediction_outbox``): a store that hangs holds up neither.
-- **Bounded**: calls that wait to become columns, columns that wait to become a file, files that wait for the store;
-  each in bytes, the first two also in rows. Beyond a bound the oldest rows go, and are counted.
+- **``note`` only appends**, under a lock that nobody holds for longer than that. A thread turns blocks of rows into
+  Arrow columns, and these into a file every ``flush_s`` seconds or ``FILE_ROWS`` rows, whichever comes first; another
+  thread stores the files (``prediction_outbox``): a store that hangs holds up neither.
+- **Bounded**: blocks that wait to become columns, columns that wait to become a file, files that wait for the store.
+  Beyond a bound the oldest rows go, and are counted.
 - **Complete under a normal stop**, in ``STOP_S`` at most. A process that is killed loses what it had not stored, and
   leaves no half file: a file is one request.
 - The date in a key is the UTC day of its rows: a flush that spans midnight is two files.
@@ -25,9 +25,10 @@ from arro3.core import RecordBatch
 from numpy.typing import NDArray
 
 from pipeline.store import Store
+from serving.counts import Role
 from serving.live_model import Answers
 from serving.prediction_outbox import File, Outbox
-from serving.prediction_rows import Noted, batch, by_day, key, parquet, size
+from serving.prediction_rows import Block, batches, key, parquet, size
 from serving.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,14 @@ FILE_BYTES: Final = 16 << 20
 """Of columns in memory; reached before ``FILE_ROWS`` only where images are logged."""
 WAITING_ROWS: Final = 50_000
 WAITING_BYTES: Final = 32 << 20
-"""Of calls that are not columns yet: as a rule those of the last ``TICK_S``."""
+"""Of images whose rows are not columns yet."""
 OUTBOX_BYTES: Final = 32 << 20
 """Of files that wait for the store: some 600,000 rows."""
-ROW_BYTES: Final = 600
-"""What an image's row takes as Python objects, without probabilities and image."""
-SLICE: Final = 256
-"""Rows that become columns at once, in half a millisecond; a call is not divided."""
+BLOCK_ROWS: Final = 1024
+"""Rows that become columns at once, in a third of a millisecond; a call is not divided."""
 TICK_S: Final = 0.25
 BREATH_S: Final = 0.001
-"""Between two slices, for the requests."""
+"""Between two blocks, for the requests."""
 STOP_S: Final = 5.0
 
 
@@ -88,7 +87,8 @@ class PredictionLog:
         self._lost = lost
         self._clock = clock
         self._outbox = Outbox(predictions, OUTBOX_BYTES, self._lose)
-        self._noted: deque[Noted] = deque()
+        self._open: dict[tuple[str, Role], Block] = {}
+        self._full: deque[Block] = deque()
         self._rows = self._bytes = self._dropped = 0
         self._lock, self._losing = threading.Lock(), threading.Lock()
         self._days: dict[date, Gathered] = {}
@@ -96,7 +96,7 @@ class PredictionLog:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
 
-    def note(self, answers: Answers, request_id: str, sent: Sequence[Upload | NDArray[np.uint8]] | None = None) -> None:
+    def note(self, answers: Answers, request_id: str, sent: Sequence[Upload | NDArray[np.uint8]] = ()) -> None:
         """Log the answers to one call, made just now. Safe on any thread; never waits for the store.
 
         Args:
@@ -104,16 +104,21 @@ class PredictionLog:
             request_id: of the call.
             sent: its images, kept where images are logged; of pixels, which are no image file, there is only the row.
         """
-        kept = None
-        if self.images and sent:
-            kept = [image.data if isinstance(image, Upload) else None for image in sent]
-        noted = Noted(self._clock(), request_id, answers, kept)
-        rows, taken = _weight(noted)
+        images: Sequence[bytes | None] = ()
+        if self.images:
+            images = [image.data if isinstance(image, Upload) else None for image in sent]
         with self._lock:
-            self._noted.append(noted)
-            self._rows += rows
-            self._bytes += taken
-            if self._rows > WAITING_ROWS or self._bytes > WAITING_BYTES:
+            version = answers.live.manifest.version, answers.role
+            block = self._open.get(version)
+            if block is None:
+                block = self._open[version] = Block(answers.live.manifest, answers.role, images=self.images)
+                self._since = self._since or time.monotonic()
+            before = block.image_bytes
+            block.add(self._clock(), request_id, answers, images)
+            self._rows += len(answers.digests)
+            self._bytes += block.image_bytes - before
+            if len(block) >= BLOCK_ROWS or block.image_bytes >= FILE_BYTES:
+                self._full.append(self._open.pop(version))
                 self._drop_oldest()
 
     def start(self) -> None:
@@ -130,54 +135,61 @@ class PredictionLog:
 
     def _drop_oldest(self) -> None:
         """Under the lock."""
-        while self._noted and (self._rows > WAITING_ROWS or self._bytes > WAITING_BYTES):
-            self._dropped += len(self._forget_oldest().answers.digests)
+        while self._full and (self._rows > WAITING_ROWS or self._bytes > WAITING_BYTES):
+            self._dropped += len(self._forget_oldest())
 
-    def _forget_oldest(self) -> Noted:
+    def _forget_oldest(self) -> Block:
         """Under the lock."""
-        oldest = self._noted.popleft()
-        rows, taken = _weight(oldest)
-        self._rows -= rows
-        self._bytes -= taken
+        oldest = self._full.popleft()
+        self._rows -= len(oldest)
+        self._bytes -= oldest.image_bytes
         return oldest
 
     def _run(self) -> None:
         while not self._stopping.wait(TICK_S):
-            self._gather()
             if self._is_due():
-                self._flush()
+                self._store_all()
+            else:
+                self._gather()
+        self._store_all()
+
+    def _is_due(self) -> bool:
+        """Whether the oldest row would have waited too long at the next look."""
+        return self._since is not None and time.monotonic() - self._since > self._flush_s - TICK_S
+
+    def _store_all(self) -> None:
+        """Make files of everything that was noted until now."""
+        with self._lock:
+            self._full += self._open.values()
+            self._open = {}
+            self._since = None
         self._gather()
         self._flush()
 
     def _gather(self) -> None:
-        """Turn all that was noted into columns."""
-        while some := self._taken():
-            for day, noted in by_day(some).items():
-                try:
-                    self._add(day, batch(noted, images=self.images))
-                except Exception:  # a thread that ends in silence would log nothing any more
-                    log.exception("predictions could not be logged")
-                    self._lose(sum(_weight(each)[0] for each in noted))
+        """Turn full blocks into columns."""
+        while (block := self._taken()) is not None:
+            try:
+                for day, rows in batches(block):
+                    self._add(day, rows)
+            except Exception:  # a thread that ends in silence would log nothing any more
+                log.exception("predictions could not be logged")
+                self._lose(len(block))
             time.sleep(BREATH_S)
 
-    def _taken(self) -> list[Noted]:
-        """The oldest calls that were noted; some at a time."""
-        some: list[Noted] = []
+    def _taken(self) -> Block | None:
+        """The oldest block; None where there is none."""
         with self._lock:
-            enough = self._rows - SLICE
-            while self._noted and self._rows > enough:
-                some.append(self._forget_oldest())
+            block = self._forget_oldest() if self._full else None
             dropped, self._dropped = self._dropped, 0
         if dropped:
             self._lose(dropped)
-        return some
+        return block
 
     def _add(self, day: date, rows: RecordBatch) -> None:
         """Put rows to the others of their day; what would become too large a file goes first."""
         if sum(each.rows for each in self._days.values()) + rows.num_rows > FILE_ROWS:
             self._flush()
-        if self._since is None:
-            self._since = time.monotonic()
         gathered = self._days.setdefault(day, Gathered())
         gathered.batches.append(rows)
         gathered.rows += rows.num_rows
@@ -185,13 +197,9 @@ class PredictionLog:
         if gathered.rows >= FILE_ROWS or gathered.bytes >= FILE_BYTES:
             self._flush()
 
-    def _is_due(self) -> bool:
-        """Whether the oldest row would have waited too long at the next look; it had waited for this one already."""
-        return self._since is not None and time.monotonic() - self._since > self._flush_s - 2 * TICK_S
-
     def _flush(self) -> None:
         """A file of each day's rows."""
-        days, self._days, self._since = self._days, {}, None
+        days, self._days = self._days, {}
         for day, gathered in days.items():
             try:
                 data = parquet(gathered.batches)
@@ -204,10 +212,3 @@ class PredictionLog:
     def _lose(self, rows: int) -> None:
         with self._losing:
             self._lost(rows)
-
-
-def _weight(noted: Noted) -> tuple[int, int]:
-    """Rows and bytes of what was noted."""
-    rows = len(noted.answers.digests)
-    taken = rows * ROW_BYTES + noted.answers.probabilities.nbytes
-    return rows, taken + sum(len(image or b"") for image in noted.images) if noted.images else taken
