@@ -1,109 +1,82 @@
 """What the prediction log costs the inference server: ``python -m benchmarks.prediction_log [--rounds N]``.
 
-Two servers on the same store and model, one with the log and one without, asked in turn by ``wrk`` with one PNG of 28x28
-as plain body on 32 connections; flushes of 50,000 rows fall into the rounds. Told are the median over all rounds of the
-ratio within a round, of answers per second and of the processor time that the server's processes took for an answer,
-which other programs on the machine disturb less.
+Two servers on one store with the same small model, one with the log and one without, visited in turn by ``wrk`` with
+single images as plain bodies on 32 connections. Told are the medians over all rounds of the ratio within a round: of
+answers per second, and of answers per second of processor time, which a busy machine blurs less. Files of 50,000 rows
+are made and stored while it runs.
 """
 
 import argparse
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-import psutil
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from serving_process import PNG, Serving, point_at, register, started
-
+from benchmarks import serving_model
+from benchmarks.own_store import own_store
+from benchmarks.serving_fleet import Server, started, stop
+from benchmarks.serving_load import Visit, visit, write_bodies
+from benchmarks.serving_peers import OURS
+from pipeline import inference_server, processes
 from pipeline.settings import Settings
-from pipeline.zones import open_zones, reachable
+from pipeline.zones import open_zones
 
-SCRIPT = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "image/png"
-local file = io.open("{body}", "rb")
-wrk.body = file:read("*a")
-"""
+RAW = OURS[-1]
+CONNECTIONS = 32
+KINDS = ("off", "on")
 
 
 def main() -> None:
-    """Print the ratios."""
+    """Print each round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=int, default=4, help="that a server is asked for, each round")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=4, help="that a server is asked for in a round")
+    parser.add_argument("--processes", type=int, default=1, help="of each server")
     options = parser.parse_args()
-    rates, costs = [], []
-    with servers(options.processes) as (script, off, on):
-        for server in (off, on):
-            asked(server, script, options.seconds)
-        for number in range(options.rounds):
-            pair = (off, on) if number % 2 else (on, off)
-            told = {server is on: asked(server, script, options.seconds) for server in pair}
-            rates.append(told[True][0] / told[False][0])
-            costs.append(told[True][1] / told[False][1])
+    rounds: list[dict[str, Visit]] = []
+    with pair(options.processes) as (servers, bodies):
+        for number in range(options.rounds + 1):
+            order = KINDS if number % 2 else KINDS[::-1]
+            rounds.append({kind: visit(servers[kind], bodies, CONNECTIONS, options.seconds) for kind in order})
             print(
-                f"off {told[False][0]:7,.0f}/s {told[False][1] * 1e6:6.1f} us   "
-                f"on {told[True][0]:7,.0f}/s {told[True][1] * 1e6:6.1f} us   ratio {rates[-1]:.3f} {costs[-1]:.3f}"
+                "  ".join(
+                    f"{kind} {told.per_second:9,.0f}/s {told.per_cpu_second:9,.0f}/CPU s {told.p99_ms:6.1f} ms"
+                    for kind, told in sorted(rounds[-1].items())
+                )
             )
-    print(f"answers per second, on : off   {statistics.median(rates):.3f}")
-    print(f"processor time each, on : off  {statistics.median(costs):.3f}")
+    del rounds[0]  # it warmed up
+    for what in ("per_second", "per_cpu_second"):
+        ratio = statistics.median(getattr(each["on"], what) / getattr(each["off"], what) for each in rounds)
+        print(f"{what}, on : off  {ratio:.3f}")
 
 
 @contextmanager
-def servers(processes: int) -> Iterator[tuple[Path, Serving, Serving]]:
-    """A script for wrk, and a server without and one with the log."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        home = Path(folder)
-        settings = reachable(Settings(home=home / "home"))
-        from pipeline import embedded_store  # noqa: PLC0415 - started by ``reachable``, ends with us
-
-        running.callback(embedded_store.down, settings.home)
-        zones = open_zones(settings)
-        version = register(zones, 1)
-        point_at(zones, version)
-        found = []
-        for log in ("off", "on"):
-            own = {"LOG": log, "PROCESSES": str(processes)}
-            server = running.enter_context(started(settings, home / f"{log}.log", own))
-            server.wait_for(version, processes)
-            found.append(server)
-        (home / "body.png").write_bytes(PNG)
-        (home / "ask.lua").write_text(SCRIPT.format(body=home / "body.png"))
-        yield home / "ask.lua", found[0], found[1]
+def pair(count: int) -> Iterator[tuple[dict[str, Server], Path]]:
+    """A server without and one with the log, and where bodies for them are."""
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings = stack.enter_context(own_store())
+        encoded = serving_model.encoded_images("small")
+        serving_model.write_model(home, "small", encoded)
+        serving_model.register(open_zones(settings), home, "small")
+        write_bodies(home, RAW.body, encoded)
+        servers = {kind: server(settings, kind, count, home, encoded[0]) for kind in KINDS}
+        for each in servers.values():
+            stack.callback(partial(stop, each))
+        yield servers, home
 
 
-def asked(server: Serving, script: Path, seconds: int) -> tuple[float, float]:
-    """Answers per second, and seconds of processor time for each."""
-    before = processor_time(server)
-    command = [shutil.which("wrk") or "wrk", "-t1", "-c32", f"-d{seconds}s", "-s", str(script)]
-    told = subprocess.run(
-        [*command, f"{server.client.base_url}/predict".replace("//predict", "/predict")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    if "Non-2xx" in told:
-        raise SystemExit(told)
-    found = re.search(r"(\d+) requests in", told)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", told)
-    assert found, told
-    assert rate, told
-    return float(rate[1]), (processor_time(server) - before) / int(found[1])
-
-
-def processor_time(server: Serving) -> float:
-    """Of all processes of a server, in seconds."""
-    first = psutil.Process(server.process.pid)
-    return sum(sum(each.cpu_times()[:2]) for each in (first, *first.children()))
+def server(settings: Settings, log: str, count: int, home: Path, image: bytes) -> Server:
+    """One that has answered."""
+    (home / log).mkdir()
+    port = processes.free_port(8100)
+    environ = inference_server.environ(settings, serving_model.MODEL, port, {})
+    environ |= {"SAFELIGHT_SERVING_LOG": log, "SAFELIGHT_SERVING_PROCESSES": str(count)}
+    command = [sys.executable, "-m", "serving"]
+    return started(RAW, "", command, environ, port=port, image=image, home=home / log)
 
 
 if __name__ == "__main__":

@@ -215,11 +215,11 @@ class Predictor:
         self._counts.stage("queue", begun - job.queued)
         if isinstance(outcome, Answers):
             self._counts.predicted(outcome, ended - job.call.begun)
-            if self._log:
-                self._log.note(outcome, job.call.request_id, job.sent)
             self._admission.leave(len(job.sent), job.size)
             self._counts.waiting(self._admission.images)
             job.done(outcome)
+            if self._log:
+                self._log.note(outcome, job.call.request_id, job.sent)
             self._second.offer(job, outcome, ended - job.call.begun, busy=self._admission.images > 0)
         else:
             self._leave(job, outcome)
