@@ -3,8 +3,8 @@
 - **The file holds no key**: a line is a name and the SHA-256 of a key, so who reads the file can ask nothing. A key is
   32 random letters and digits, 190 bits, so one SHA-256 is as good as bcrypt: a slow hash makes guesses at what people
   choose expensive, and nobody guesses at 190 bits. It would cost a tenth of a second for each new connection.
-- **The line** ``off`` **instead of any** says that no key is needed: a decision that stands somewhere, other than a file
-  which is missing or empty. An empty file is no key at all, and lets nobody in.
+- **The line** ``off`` **instead of any** says that no key is needed: a decision that somebody took, other than a file
+  that is missing or empty. An empty one holds no key, and lets nobody in.
 - Written as a whole, by a rename: whoever reads it meanwhile finds the old or the new one.
 """
 
@@ -68,7 +68,7 @@ def read(text: str, source: str) -> Mapping[str, str] | None:
     for number, words in said:
         if len(words) != 2 or not NAME.fullmatch(words[0]) or not DIGEST.fullmatch(words[1]) or words[0] in found:
             raise InvalidInput(
-                f"{source}, line {number}: this is not a name of its own and a SHA-256; `safelight keys new` writes both."
+                f"{source}, line {number}: not a name of its own and a SHA-256, as `safelight keys new` writes them."
             )
         found[words[0]] = words[1]
     return found

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import aliases, cli_models, cli_store, console, fashion_mnist, registry, sources
+from pipeline import aliases, cli_keys, cli_models, cli_store, console, fashion_mnist, registry, sources
 from pipeline.artifacts import Architecture, PrepareConfig, TrainingRun
 from pipeline.cli_options import (
     Allow,
@@ -57,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_keys.app, name="keys")
 
 
 def main() -> None:

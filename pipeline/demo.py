@@ -119,7 +119,7 @@ def ask(settings: Settings, zones: Zones, version: DatasetVersion, url: str, cou
     chosen = sorted(truth)[:: max(1, len(truth) // count)]
     right = 0
     sample, sample_label = b"", ""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, headers=settings.inference_headers, timeout=30) as client:
         for digest, encoded in datasets.encoded_images(zones.images, zones.datasets, version, chosen):
             answer = client.post("/predict", content=encoded)
             if not answer.is_success:

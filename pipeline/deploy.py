@@ -165,7 +165,7 @@ def _by_following(  # noqa: PLR0917 - private, and called once
     server = None
     try:
         server = inference_server.up(settings, manifest.model)
-        with Replicas(server.url, resolve) as replicas:
+        with Replicas(server.url, resolve, server.headers) as replicas:
             found = wait_until_all(
                 partial(replicas.ask, manifest.model),
                 manifest.version,
@@ -226,7 +226,7 @@ def _by_docker(  # noqa: PLR0917 - private, and called once
                 project,
                 ModelVersion(model=manifest.model, version=manifest.version),
                 before[0].generation if before else 0,
-                str(settings.inference_url),
+                Server(str(settings.inference_url), "of the gateway", settings.inference_headers),
                 prove=prove,
                 move_alias=move_alias,
                 still_wanted=partial(_refuse_moved, models, manifest),
@@ -337,7 +337,7 @@ def _withdrawn(
 def _went_back(server: Server, model: str, version: str | None, resolve: Resolve) -> str:
     """Wait until every replica has the old version again; a clause that says so, or what hinders it."""
     try:
-        with Replicas(server.url, resolve) as replicas:
+        with Replicas(server.url, resolve, server.headers) as replicas:
             found = wait_until_all(partial(replicas.ask, model), version, BACK_TIMEOUT_S)
     except DeployFailed as error:
         return f", but {error}"

@@ -8,7 +8,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -26,10 +26,11 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An inference server; ``log`` says where its log is."""
+    """An inference server; ``log`` says where its log is, ``headers`` what every request to it carries."""
 
     url: str
     log: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def up(settings: Settings, model: str) -> Server:
@@ -39,12 +40,12 @@ def up(settings: Settings, model: str) -> Server:
         LocalServiceFailed: it could not be started.
     """
     if settings.inference_url is not None:
-        return Server(settings.inference_url.rstrip("/"), "where that server runs")
+        return Server(settings.inference_url.rstrip("/"), "where that server runs", settings.inference_headers)
     settings = reachable(settings)
     service = processes.until_listening(
         lambda: _started(settings, model), lambda started: _is_up(_url(started)), START_TIMEOUT_S
     )
-    return Server(_url(service), service.log)
+    return Server(_url(service), service.log, settings.inference_headers)
 
 
 def browser_url(settings: Settings, model: str) -> str | None:

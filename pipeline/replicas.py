@@ -73,9 +73,10 @@ Prove = Callable[[httpx.Client], str | None]
 class Replicas:
     """The replicas behind one URL; a context that keeps a client for each address."""
 
-    def __init__(self, url: str, resolve: Resolve) -> None:
-        """Nothing is looked up yet."""
+    def __init__(self, url: str, resolve: Resolve, headers: Mapping[str, str] | None = None) -> None:
+        """Nothing is looked up yet; ``headers`` go with every request."""
         self.url = url
+        self._headers = headers
         self._resolve = resolve
         self._known: dict[str, Replica] = {}
         self._open = ExitStack()
@@ -107,7 +108,7 @@ class Replicas:
         if address not in self._known:
             name = self.url if address == host else f"{self.url} ({address})"
             transport = _ToAddress(address)
-            client = httpx.Client(base_url=self.url, transport=transport, timeout=TIMEOUT)
+            client = httpx.Client(base_url=self.url, headers=self._headers, transport=transport, timeout=TIMEOUT)
             self._known[address] = Replica(address, f"the server at {name}", self._open.enter_context(client))
         return self._known[address]
 
@@ -232,6 +233,8 @@ def _status(replica: Replica, model: str) -> Status | None:
     except httpx.TransportError:
         return None
     refuse_gateway(replica, answer)
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise DeployFailed(f"{replica.name} asks for a key: set {PREFIX}INFERENCE_API_KEY to one that is good there")
     try:
         said = answer.json()
     except ValueError:

@@ -12,6 +12,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Literal
 
+from pipeline import api_keys
 from pipeline.errors import InvalidInput, InvalidSettings
 from pipeline.store_users import STORE_USERS, identities
 
@@ -44,12 +45,14 @@ class Stack:
         store: the server of the store.
         postgres: whether Prefect's database is Postgres.
         webhook: whether the store tells of uploads by itself.
+        keys: whether the inference server asks for a key; None where that depends on ``bind``.
     """
 
     bind: str = LOOPBACK
     store: Literal["silo", "seaweedfs"] = "silo"
     postgres: bool = False
     webhook: bool = False
+    keys: bool | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Stack":
@@ -59,6 +62,9 @@ class Stack:
             InvalidSettings: one cannot be what it is.
         """
         store, database = environ.get("STACK_STORE") or "silo", environ.get("STACK_DATABASE") or "sqlite"
+        keys = {"": None, "on": True, "off": False}
+        if (said := environ.get("STACK_API_KEYS") or "") not in keys:
+            raise InvalidSettings(f"STACK_API_KEYS: {said!r} is neither on nor off.")
         if store not in {"silo", "seaweedfs"}:
             raise InvalidSettings(f"STACK_STORE: {store!r} is neither silo nor seaweedfs.")
         if database not in {"sqlite", "postgres"}:
@@ -68,7 +74,13 @@ class Stack:
             "seaweedfs" if store == "seaweedfs" else "silo",
             database == "postgres",
             environ.get("STACK_WEBHOOK") == "on",
+            keys[said],
         )
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether the inference server does: beyond this machine it does, unless somebody said that it does not."""
+        return self.is_wide if self.keys is None else self.keys
 
     @property
     def is_wide(self) -> bool:
@@ -100,6 +112,8 @@ SECRETS: Mapping[str, Secret] = {
     "people": Secret("people_secret_key", ()),
     "cli": Secret("cli_secret_key", ()),
     "events": Secret("events_secret_key", ("upload-events",)),
+    "people-key": Secret("people_api_key", ()),
+    "pipeline-key": Secret("pipeline_api_key", ("worker",)),
     "uploads": Secret("uploads_token", ("upload-events",)),
     "prefect": Secret("prefect_password", ("prefect-server", "worker", "upload-events")),
     "database": Secret("database_password", ("prefect-server",)),
@@ -117,6 +131,8 @@ def generated() -> dict[str, Callable[[], str]]:
         "root_user": partial(_named, "root"),
         "root_password": random_secret,
         "prefect_password": random_secret,
+        "people_api_key": api_keys.new_key,
+        "pipeline_api_key": api_keys.new_key,
         "uploads_token": random_secret,
         "database_password": random_secret,
         "grafana_password": random_secret,
@@ -148,19 +164,27 @@ def files_of(values: Mapping[str, str], stack: Stack) -> dict[str, Files]:
     users = {name: values[name] for user in STORE_USERS for name in (f"{user}_access_key", f"{user}_secret_key")}
     own = {user: {"store_access_key": key, "store_secret_key": secret} for user, (key, secret) in keys.items()}
     seaweedfs = {"s3.json": identities((root["root_user"], root["root_password"]), keys)}
+    asking = {"inference_api_key": values["pipeline_api_key"]}
     silo = root | ({"config.env": WEBHOOK.format(values["uploads_token"])} if stack.webhook else {})
     return {
         "object-store": silo if stack.store == "silo" else seaweedfs,
         "store-init": root | users,
         "prefect-server": server,
         "prefect-init": client,
-        "worker": own["worker"] | client,
-        "cli": own["cli"] | client,
+        "worker": own["worker"] | client | asking,
+        "cli": own["cli"] | client | asking,
         "upload-events": own["events"] | client | {"uploads_token": values["uploads_token"]},
-        "serving": own["serving"],
+        "serving": own["serving"] | {"api_keys": _good_keys(values, stack)},
         "postgres": {"password": values["database_password"]},
         "grafana": {"grafana_password": values["grafana_password"]},
     }
+
+
+def _good_keys(values: Mapping[str, str], stack: Stack) -> str:
+    """What the inference server reads: who may ask it, or that nobody is asked."""
+    names = ("people", "pipeline")
+    keys = {name: api_keys.digest_of_key(values[f"{name}_api_key"]) for name in names}
+    return api_keys.written(keys if stack.asks_for_keys else None)
 
 
 def weak_ones(values: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ SERVING_PREFIX = "SAFELIGHT_SERVING_"
 
 Zone = Literal["images", "datasets", "checkpoints", "models", "predictions"]
 ZONES: tuple[Zone, ...] = get_args(Zone)
-SECRETS = ("s3_access_key_id", "s3_secret_access_key", "uploads_token")
+SECRETS = ("s3_access_key_id", "s3_secret_access_key", "uploads_token", "inference_api_key")
 
 
 def _refuse_odd_endpoint(endpoint: str) -> str:
@@ -55,6 +55,7 @@ class Settings(BaseModel):
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
         inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine. A host
             name stands for all of its addresses, each a replica; under target ``docker`` it is the gateway.
+        inference_api_key: with which the inference server is asked, where it asks for one.
         deploy_target: ``follow`` waits until the replicas have followed the alias; ``docker`` replaces containers.
         docker_project: compose project whose serving containers target ``docker`` replaces.
         inference_port: preferred port of an inference server that ``deploy`` starts.
@@ -90,6 +91,7 @@ class Settings(BaseModel):
     training_memory_mb: int = Field(4096, ge=64)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     inference_url: str | None = None
+    inference_api_key: SecretStr | None = None
     deploy_target: Literal["follow", "docker"] = "follow"
     docker_project: str | None = None
     inference_port: int = Field(8080, ge=1, le=65535)
@@ -127,6 +129,12 @@ class Settings(BaseModel):
     def cache(self) -> Path:
         """The folder for what can be made again."""
         return self.home / "cache"
+
+    @property
+    def inference_headers(self) -> dict[str, str]:
+        """What a request to the inference server carries, beside its own."""
+        key = self.inference_api_key
+        return {"X-API-Key": key.get_secret_value()} if key else {}
 
     @property
     def uses_embedded_store(self) -> bool:

@@ -63,6 +63,8 @@ def write(root: Path, stack: Stack) -> None:
             f"STACK_BIND={stack.bind} would publish the stack with {_sentence(weak)}: run `make rotate SECRET="
             f"{next(iter(weak))}`, or leave STACK_BIND at {LOOPBACK}."
         )
+    if wide and not stack.asks_for_keys:
+        print(f"safelight: whoever reaches {stack.bind} can ask the inference server, because STACK_API_KEYS=off.")
     if weak:
         print(f"safelight: {_sentence(weak)}; STACK_BIND is refused other addresses than loopback until it is rotated.")
 
@@ -120,6 +122,7 @@ def shown(root: Path) -> str:
         "Prefect UI": (PREFECT_USER, "prefect_password"),
         "store, people": (values.get("people_access_key", ""), "people_secret_key"),
         "store, root": (values.get("root_user", ""), "root_password"),
+        "inference": ("X-API-Key", "people_api_key"),
         "Grafana": (GRAFANA_USER, "grafana_password"),
     }
     if any(file not in values for _, file in lines.values()):

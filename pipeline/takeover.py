@@ -5,7 +5,7 @@ fails before the gateway answers with the new version leaves nothing behind: nob
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +16,7 @@ from pipeline import docker_target
 from pipeline.artifacts import ModelVersion
 from pipeline.docker_target import Project
 from pipeline.errors import DeployFailed
+from pipeline.inference_server import Server
 from pipeline.replicas import POLL_S, STATUS_TIMEOUT, Prove, Replicas, wait_until_all
 from pipeline.serving_containers import PATTERN, Blueprint, named, outlived
 
@@ -41,7 +42,7 @@ def take_over(
     project: Project,
     version: ModelVersion,
     generation: int,
-    gateway: str,
+    gateway: Server,
     *,
     prove: Prove,
     move_alias: Callable[[], int],
@@ -54,7 +55,7 @@ def take_over(
         project: the compose project.
         version: to be live.
         generation: of the alias, when it was decided that ``version`` should be live.
-        gateway: its URL.
+        gateway: in front of all containers.
         prove: asks a container.
         move_alias: called once all have proven themselves; the alias's generation from then on.
         still_wanted: called again and again after that; raises where somebody else moved the alias.
@@ -70,10 +71,10 @@ def take_over(
     entered: list[str] = []
     try:
         docker_target.start(project, version, plan, generation)
-        _wait(project, names, plan.port, version, prove=prove, timeout_s=timeout_s)
+        _wait(project, names, plan.port, version, gateway.headers, prove=prove, timeout_s=timeout_s)
         generation = move_alias()
         _enter(project, names, plan, entered)
-        _wait(project, names, plan.port, version, prove=lambda _: None, timeout_s=GATEWAY_TIMEOUT_S)
+        _wait(project, names, plan.port, version, gateway.headers, prove=lambda _: None, timeout_s=GATEWAY_TIMEOUT_S)
         _wait_for_gateway(gateway, version, still_wanted)
     except BaseException:
         _clear(project, version.model, [name for name in names if name not in before], entered)
@@ -89,12 +90,25 @@ def retire(project: Project, done: TakenOver) -> None:
 
 
 def _wait(
-    project: Project, names: list[str], port: int, version: ModelVersion, *, prove: Prove, timeout_s: float
+    project: Project,
+    names: list[str],
+    port: int,
+    version: ModelVersion,
+    headers: Mapping[str, str],
+    *,
+    prove: Prove,
+    timeout_s: float,
 ) -> None:
     """Return once each container answers with the version, and has proven itself."""
     url = f"http://{PATTERN}:{port}"
-    with Replicas(url, lambda _: [docker_target.running(project, name).addresses[0] for name in names]) as containers:
+    addresses = partial(_addresses, project, names)
+    with Replicas(url, addresses, headers) as containers:
         wait_until_all(partial(containers.ask, version.model), version.version, timeout_s, prove=prove)
+
+
+def _addresses(project: Project, names: list[str], host: str) -> list[str]:
+    del host  # all of them have it, once they are let in
+    return [docker_target.running(project, name).addresses[0] for name in names]
 
 
 def _enter(project: Project, names: list[str], plan: Blueprint, entered: list[str]) -> None:
@@ -105,14 +119,14 @@ def _enter(project: Project, names: list[str], plan: Blueprint, entered: list[st
             docker_target.let_in(project, name, plan.networks)
 
 
-def _wait_for_gateway(url: str, version: ModelVersion, still_wanted: Callable[[], object]) -> None:
+def _wait_for_gateway(gateway: Server, version: ModelVersion, still_wanted: Callable[[], object]) -> None:
     """Return once the gateway has answered with the version, which it can only from a new container."""
     deadline = time.monotonic() + GATEWAY_TIMEOUT_S
-    with httpx.Client(base_url=url, timeout=STATUS_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(base_url=gateway.url, headers=gateway.headers, timeout=STATUS_TIMEOUT, trust_env=False) as client:
         while (said := _said(client, version.model)) != version.version:
             still_wanted()
             if time.monotonic() > deadline:
-                raise DeployFailed(f"the gateway at {url} does not let it be reached; it answers with {said}")
+                raise DeployFailed(f"the gateway at {gateway.url} does not let it be reached; it answers with {said}")
             time.sleep(POLL_S)
 
 

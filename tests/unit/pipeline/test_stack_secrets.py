@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import stack_secrets
+from pipeline import api_keys, stack_secrets
 from pipeline.errors import InvalidInput, InvalidSettings, LocalServiceFailed
 from pipeline.secret_values import ALLOWED, SECRETS, Stack, generated, weakness
 from pipeline.stack_secrets import ALL, write
@@ -50,6 +50,7 @@ def test_each_consumer_gets_its_own_and_nothing_else(root: Path) -> None:
     assert _files(root, "serving") == {
         "serving/store_access_key": values["serving_access_key"],
         "serving/store_secret_key": values["serving_secret_key"],
+        "serving/api_keys": api_keys.written(None),
     }
     login = f"safelight:{values['prefect_password']}"
     assert _files(root, "prefect-init") == {"prefect-init/PREFECT_API_AUTH_STRING": login}
@@ -278,6 +279,36 @@ def test_sqlite_has_no_password(root: Path) -> None:
         stack_secrets.rotate(root, Stack(), "database")
 
 
+@pytest.mark.parametrize(
+    ("stack", "asks"),
+    [
+        (Stack(), False),
+        (Stack(keys=True), True),
+        (Stack(bind="192.0.2.7"), True),
+        (Stack(bind="192.0.2.7", keys=False), False),
+    ],
+)
+def test_the_inference_server_asks_for_keys_beyond_this_machine(
+    root: Path, stack: Stack, asks: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On loopback it does not, elsewhere it does, unless somebody decides otherwise, which is said aloud."""
+    write(root, stack)
+    good = api_keys.read((root / "serving" / "api_keys").read_text(), "api_keys")
+    assert (good is not None) == asks
+    for name, folder, file in (("people", ALL, "people_api_key"), ("pipeline", "worker", "inference_api_key")):
+        assert good is None or good[name] == api_keys.digest_of_key((root / folder / file).read_text())
+    assert ("whoever reaches 192.0.2.7" in capsys.readouterr().out) == (stack.keys is False)
+
+
+def test_a_key_is_rotated_and_nothing_starts_anew(root: Path) -> None:
+    """The server follows its file; only the worker reads its key when it starts."""
+    write(root, Stack(keys=True))
+    before = (root / "serving" / "api_keys").read_text()
+    assert stack_secrets.rotate(root, Stack(keys=True), "people-key") == ()
+    assert (root / "serving" / "api_keys").read_text() != before
+    assert stack_secrets.rotate(root, Stack(keys=True), "pipeline-key") == ("worker",)
+
+
 def test_people_are_shown_what_they_need(root: Path) -> None:
     """Prefect's login and Grafana's, the store's key for people and its root; before the first start, what to do."""
     with pytest.raises(InvalidInput, match="make up"):
@@ -287,7 +318,7 @@ def test_people_are_shown_what_they_need(root: Path) -> None:
     write(root, Stack())
     text = stack_secrets.shown(root)
     files = _files(root, ALL)
-    of_people = ("people_access_key", "people_secret_key", "root_user", "root_password")
+    of_people = ("people_access_key", "people_secret_key", "people_api_key", "root_user", "root_password")
     for name in ("prefect_password", "grafana_password", *of_people):
         assert files[f"all/{name}"] in text
     assert files["all/worker_secret_key"] not in text
@@ -301,7 +332,10 @@ def test_without_its_volume_it_says_so(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     """A store or a database that there is no part for."""
-    assert Stack.from_environ({"STACK_STORE": "", "STACK_BIND": ""}) == Stack()
+    assert Stack.from_environ({"STACK_STORE": "", "STACK_BIND": "", "STACK_API_KEYS": ""}) == Stack()
+    assert Stack.from_environ({"STACK_API_KEYS": "off"}).keys is False
+    with pytest.raises(InvalidSettings, match="STACK_API_KEYS: 'no' is neither on nor off"):
+        Stack.from_environ({"STACK_API_KEYS": "no"})
     assert Stack.from_environ({"STACK_STORE": "seaweedfs", "STACK_DATABASE": "postgres"}).postgres
     with pytest.raises(InvalidSettings, match="STACK_STORE"):
         Stack.from_environ({"STACK_STORE": "minio"})

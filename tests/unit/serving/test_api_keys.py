@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_read_keeps_the_server_from_starting(tmp_path: Pat
     with pytest.raises(InvalidSettings, match=r"^SAFELIGHT_SERVING_API_KEYS_FILE: .*No such file"):
         ApiKeys(tmp_path / "none")
     (tmp_path / "keys").write_text("phone secret\n")
-    with pytest.raises(InvalidSettings, match=r"keys, line 1: this is not a name"):
+    with pytest.raises(InvalidSettings, match=r"keys, line 1: not a name"):
         ApiKeys(tmp_path / "keys")
 
 

@@ -118,6 +118,12 @@ def server() -> Iterator[Running]:
         yield found
 
 
+def send(client: socket.socket, data: bytes) -> None:
+    """Send on until the server, or whoever reads its answer, has had enough."""
+    with suppress(OSError):
+        client.sendall(data)
+
+
 def read(client: socket.socket) -> bytes:
     """All that comes until the server ends the connection."""
     with client:
@@ -188,7 +194,7 @@ def test_what_is_not_http_is_a_400(server: Running, name: str) -> None:
 def test_a_head_over_the_limit_is_a_431(server: Running, head: bytes) -> None:
     """Endless targets, headers and trailers are refused while they come, and the client gets to read why."""
     client = server.connect()
-    sending = threading.Thread(target=lambda: client.sendall(head))
+    sending = threading.Thread(target=send, args=(client, head))
     sending.start()
     assert "32 KiB or 100 headers" in is_problem(read(client), 431)
     sending.join()
@@ -275,7 +281,7 @@ def test_what_follows_a_refusal_is_thrown_away_to_an_end(server: Running) -> Non
 def test_chunks_of_one_byte_have_an_end_too(server: Running) -> None:
     """Framing does not go on for ever where the body itself stays small."""
     client = server.connect(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
-    sending = threading.Thread(target=lambda: client.sendall(b"a" * (6 << 20)))
+    sending = threading.Thread(target=send, args=(client, b"a" * (6 << 20)))
     sending.start()
     assert "1 MiB" in is_problem(read(client), 413)
     sending.join()

@@ -27,7 +27,15 @@ def serving(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
         ({"SAFELIGHT_SERVING_TOPK": "3"}, "did you mean SAFELIGHT_SERVING_TOP_K?"),
         ({"SAFELIGHT_MODELS_ULR": "x"}, "did you mean SAFELIGHT_MODELS_URL?"),
         ({"SAFELIGHT_S3_ENDPOINT": ""}, "Nothing says where the models are"),
-        ({"SAFELIGHT_SERVING_HOST": "no.such.host.invalid"}, "SAFELIGHT_SERVING_HOST"),
+        (
+            {"SAFELIGHT_SERVING_HOST": "no.such.host.invalid", "SAFELIGHT_SERVING_API_KEYS": "off"},
+            "SAFELIGHT_SERVING_HOST: no.such",
+        ),
+        (
+            {"SAFELIGHT_SERVING_HOST": "::"},
+            "`safelight keys new NAME` makes one), or say SAFELIGHT_SERVING_API_KEYS=off",
+        ),
+        ({"SAFELIGHT_SERVING_API_KEYS_FILE": "/none"}, "SAFELIGHT_SERVING_API_KEYS_FILE: /none cannot be read"),
         ({"SAFELIGHT_MODELS_URL": "nonsense"}, "nonsense is not the URL of an object store"),
     ],
 )
