@@ -78,7 +78,7 @@ def ramp_up(
     state, etag = before
     champion = registry.read_manifest(zones.models, challenger.model, str(state.version))
     server = inference_server.up(settings, challenger.model)
-    with Replicas(server.url, resolve) as replicas:
+    with Replicas(server.url, resolve, server.headers) as replicas:
         made = Ramp(
             models=zones.models,
             challenger=challenger,

@@ -8,9 +8,10 @@ import pytest
 from counting_proxy import Passing, Proxy, listening
 from deployable import champion, prepared, register
 from live_server import wait_until
+from pydantic import SecretStr
 from serving_process import MODEL, Serving, started
 
-from pipeline import aliases, deploy, processes
+from pipeline import aliases, api_keys, deploy, processes
 from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion
 from pipeline.errors import DeployFailed
 from pipeline.progress import Progress
@@ -233,3 +234,20 @@ def test_a_gateway_in_front_is_refused(
             with pytest.raises(DeployFailed, match="is a gateway, behind which replicas hide"):
                 deploy.deploy(zones, through, version)
     assert champion(zones, MODEL) is None
+
+
+def test_servers_that_ask_for_a_key_are_followed_with_one(
+    zones: Zones, zone_settings: Settings, dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    """A deployment asks and proves with the key of the settings; without one it says which setting is missing."""
+    key = api_keys.new_key()
+    file = tmp_path / "keys"
+    file.write_text(api_keys.written({"pipeline": api_keys.digest_of_key(key)}))
+    version = register(zones, dataset, 1)
+    with started(zone_settings, tmp_path / "log", {"API_KEYS_FILE": str(file)}) as server:
+        url = {"inference_url": str(server.client.base_url)}
+        with pytest.raises(DeployFailed, match="asks for a key: set SAFELIGHT_INFERENCE_API_KEY"):
+            deploy.deploy(zones, zone_settings.model_copy(update=url), version)
+        keyed = zone_settings.model_copy(update=url | {"inference_api_key": SecretStr(key)})
+        assert deploy.deploy(zones, keyed, version).replicas == 1
+        assert server.client.post("/predict", content=b"x").status_code == 401
