@@ -47,7 +47,7 @@ class Settings(BaseModel):
         s3_endpoint: of an S3 service other than AWS's, as ``http://host:port``.
         s3_access_key_id: AWS's own variables work too.
         s3_secret_access_key: AWS's own variables work too.
-        s3_region: of the buckets.
+        s3_region: of the buckets; on AWS itself, ``AWS_REGION`` counts where it is not set.
         store_patience_s: how long a request to the store is retried before the step fails, in seconds.
         threads: concurrent requests to the store.
         decode_threads: images decoded at once; by default one per core.
@@ -118,7 +118,7 @@ class Settings(BaseModel):
         values |= _from_files(values)
         given = {name: value for name, value in values.items() if value != "" and name in cls.model_fields}
         try:
-            settings = cls.model_validate(given)
+            settings = cls.model_validate(_region_of_aws(environ, given) | given)
         except ValidationError as error:
             first = error.errors()[0]
             name = PREFIX + str(first["loc"][0]).upper()
@@ -148,6 +148,12 @@ class Settings(BaseModel):
         if own is not None:
             return own
         return f"{self.store_url.rstrip('/')}/{zone}" if self.store_url else f"s3://safelight-{zone}"
+
+
+def _region_of_aws(environ: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Where this process runs on AWS, unless its store is somebody else's."""
+    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    return {"s3_region": region} if region and "s3_endpoint" not in given else {}
 
 
 def _is_ours(name: str) -> bool:

@@ -21,6 +21,15 @@ def test_one_url_holds_all_zones() -> None:
         assert not settings.uses_embedded_store
 
 
+def test_on_aws_its_own_region_counts() -> None:
+    """AWS_REGION says where the buckets are, unless our own variable does, or the store is not AWS's."""
+    aws = {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2", "SAFELIGHT_STORE_URL": "s3://mine"}
+    assert Settings.from_environ(aws).s3_region == "eu-west-1"
+    assert Settings.from_environ({**aws, "AWS_REGION": ""}).s3_region == "eu-west-2"
+    assert Settings.from_environ({**aws, "SAFELIGHT_S3_REGION": "eu-west-3"}).s3_region == "eu-west-3"
+    assert Settings.from_environ({**aws, "SAFELIGHT_S3_ENDPOINT": "http://localhost:9000"}).s3_region == "us-east-1"
+
+
 def test_a_zone_of_its_own_wins() -> None:
     """A zone's own URL wins over the common one."""
     environ = {"SAFELIGHT_STORE_URL": "s3://mine", "SAFELIGHT_MODELS_URL": "s3://theirs/models"}
