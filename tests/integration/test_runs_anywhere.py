@@ -1,9 +1,16 @@
-"""Servers where platforms for containers run them: with models in a folder, and frozen while nobody asks."""
+"""Servers where platforms run them: models in a folder, credentials from a role, frozen while nobody asks."""
 
+import json
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
+from environs import credentials
 from live_server import wait_until
 from serving_process import MODEL, PNG, Start, point_at, register
 
@@ -55,3 +62,39 @@ def test_a_frozen_server_goes_on(zones: Zones, zone_settings: Settings, start: S
     server.wait_for(second)
     wait_until(lambda: server.client.post("/predict", content=PNG).json()["model_version"] == second.version)
     assert server.end() == 0
+
+
+@contextmanager
+def role(key: str, secret: str, token: str) -> Iterator[str]:
+    """URL at which the credentials of a container's role are handed out, as on ECS and EKS, for a token."""
+
+    class Role(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers["Authorization"] == token
+            said = {"AccessKeyId": key, "SecretAccessKey": secret, "Token": "", "Expiration": "2099-01-01T00:00:00Z"}
+            self.send_response(200 if known else 403)
+            self.end_headers()
+            self.wfile.write(json.dumps(said if known else {}).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Role) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_credentials_come_from_a_role(
+    zones: Zones, zone_settings: Settings, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without keys of its own, a server asks the platform for those of its container's role."""
+    version = register(zones, 1)
+    point_at(zones, version)
+    (tmp_path / "token").write_text("of this container")
+    without = zone_settings.model_copy(update={"s3_access_key_id": None, "s3_secret_access_key": None})
+    with role(*credentials(zone_settings), "of this container") as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+        server = start(without)
+        server.wait_for(version)
+        assert server.client.post("/predict", content=PNG).status_code == 200
