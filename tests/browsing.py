@@ -2,12 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, JSHandle, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, JSHandle, Page, expect, sync_playwright
+
+OpenPage = Callable[..., Page]
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 TRANSFER = """files => {
@@ -18,6 +22,14 @@ TRANSFER = """files => {
     }
     return transfer;
 }"""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a person has on the disk."""
+
+    images: Sequence[Path]
+    letter: Path
 
 
 @contextmanager
@@ -54,6 +66,18 @@ def paste(page: Page, *files: Path) -> None:
 def pick(page: Page, *files: Path) -> None:
     """Choose files in the system's dialog."""
     page.get_by_label("Choose images").set_input_files(files)
+
+
+def answered(page: Page, count: int) -> None:
+    """Return when so many cards have come to rest."""
+    expect(page.locator("#answers > li")).to_have_count(count)
+    expect(page.locator(".waits")).to_have_count(0)
+
+
+def faults(page: Page) -> str:
+    """What axe-core finds wrong, in words; empty where it finds nothing."""
+    found = Axe().run(page)
+    return str(found.generate_report()) if found.violations_count else ""
 
 
 def _transfer(page: Page, files: Sequence[Path]) -> JSHandle:

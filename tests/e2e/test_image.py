@@ -58,7 +58,7 @@ def container(models: Path) -> Iterator[str]:
     started = docker(
         *("run", "--detach", *STRICT, "--publish", f"127.0.0.1::{PORT}", "--volume", f"{models}:/models:ro"),
         *("--env", f"PORT={PORT}", "--env", "SAFELIGHT_MODELS_URL=file:///models"),
-        *("--env", f"SAFELIGHT_SERVING_MODEL={MODEL}"),
+        *("--env", f"SAFELIGHT_SERVING_MODEL={MODEL}", "--env", "SAFELIGHT_SERVING_API_KEYS=off"),
         f"safelight/serving:{os.environ.get('STACK_TAG', DEFAULT_TAG)}",
     )
     yield started

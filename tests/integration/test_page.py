@@ -2,21 +2,16 @@
 
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 import tiny_models
-from axe_playwright_python.sync_playwright import Axe
-from browsing import chromium, drop, paste, pick
-from playwright.sync_api import Browser, Page, Route, expect
-from serving_process import MODEL, Serving, Start, point_at, register, started
+from browsing import Files, OpenPage, answered, drop, faults, paste, pick
+from playwright.sync_api import Route, expect
+from serving_process import MODEL, Serving, point_at, register, started
 
-from pipeline import images
 from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones
+from pipeline.zones import open_zones
 
 PHONE = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
 DATASET = tiny_models.DATASET
@@ -30,24 +25,6 @@ COUNTED_FETCH = """() => {
         try { return await fetch(...asked); } finally { under_way -= 1; }
     };
 }"""
-RULES = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-
-OpenPage = Callable[..., Page]
-
-
-@dataclass(frozen=True)
-class Files:
-    """What a person has on the disk."""
-
-    images: Sequence[Path]
-    letter: Path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser to which only this machine's address exists."""
-    with chromium(RULES) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -60,70 +37,6 @@ def server(store_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -
     with started(settings, tmp_path_factory.mktemp("page") / "serving.log", {}) as server:
         server.wait_for(version)
         yield server
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Seventy images, and a letter."""
-    folder = tmp_path_factory.mktemp("files")
-    made = [folder / f"image-{number}.png" for number in range(70)]
-    for number, path in enumerate(made):
-        path.write_bytes(images.encode_png(tiny_models.picture(number)))
-    letter = folder / "a-letter-that-has-a-very-long-name-without-any-place-to-break-it-at.txt"
-    letter.write_text("Dear server, this is not an image.")
-    return Files(made, letter)
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Opens the page of a server in a window of its own; at the end nothing else was asked, and no script failed."""
-    asked: list[str] = []
-    failed: list[str] = []
-    allowed: list[str] = ["blob:"]
-    contexts = []
-
-    def opened(server: Serving, locked_by: dict[str, str] | None = None, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "locale": "en-GB", **options})
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: failed.append(str(error)))
-        allowed.append(str(server.client.base_url))
-        if locked_by:
-            lock(page, locked_by)
-        page.goto(str(server.client.base_url))
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not [url for url in asked if not url.startswith(tuple(allowed))]
-    assert not failed
-
-
-def lock(page: Page, key: dict[str, str]) -> None:
-    """Refuse whoever does not bring the key, but for the page itself."""
-
-    def checked(route: Route) -> None:
-        if route.request.headers.get("authorization") == f"Bearer {key['name']}":
-            route.continue_()
-        else:
-            route.fulfill(status=401, headers={"WWW-Authenticate": "Bearer"}, json={"detail": "An API key is needed."})
-
-    page.route(re.compile("/predict$|/v2/models/"), checked)
-
-
-def answered(page: Page, count: int) -> None:
-    """Return when so many cards have come to rest."""
-    expect(page.locator("#answers > li")).to_have_count(count)
-    expect(page.locator(".waits")).to_have_count(0)
-
-
-def faults(page: Page) -> str:
-    """What axe-core finds wrong, in words; empty where it finds nothing."""
-    found = Axe().run(page)
-    return str(found.generate_report()) if found.violations_count else ""
 
 
 @pytest.mark.parametrize("bring", [drop, paste, pick])
@@ -176,6 +89,8 @@ def test_it_says_where_answers_come_from(server: Serving, open_page: OpenPage) -
         expect(origin).to_contain_text(told)
     origin.locator("summary").first.click()
     expect(origin.get_by_text(DATASET.classes[1])).to_be_visible()
+    origin.get_by_text("Registered versions").click()
+    expect(origin.get_by_role("link", name=status["version"])).to_have_attribute("href", status["report"][1:])
     page.get_by_role("link", name="Evaluation report").click()
     page.wait_for_url("**" + status["report"])
     assert page.title() == "Evaluation"
@@ -269,27 +184,6 @@ def test_what_a_screen_reader_is_told(server: Serving, open_page: OpenPage, file
     """)
 
 
-def test_it_waits_for_a_model_and_for_a_server(
-    zones: Zones, zone_settings: Settings, start: Start, open_page: OpenPage, files: Files
-) -> None:
-    """Without a version it says so, and goes on by itself once there is one; the same while the server is away."""
-    server = start(zone_settings)
-    page = open_page(server)
-    expect(page.locator("#state")).to_contain_text("No version of this model is live yet")
-    version = register(zones, 1)
-    point_at(zones, version)
-    expect(page.locator("#state")).to_have_text("Live and ready.")
-    server.kill()
-    pick(page, files.images[0])
-    expect(page.locator(".refused")).to_contain_text("The server does not answer.")
-    expect(page.locator("#state")).to_contain_text("The server does not answer")
-    start(zone_settings, PORT=str(server.client.base_url.port)).wait_for(version)
-    expect(page.locator("#state")).to_have_text("Live and ready.")
-    page.get_by_role("button", name="Ask again").click()
-    answered(page, 1)
-    expect(page.locator("#answers > li")).to_contain_text(version.version)
-
-
 def test_a_busy_server_is_asked_again(server: Serving, open_page: OpenPage, files: Files) -> None:
     """Told to come back later, the page does, and the card says meanwhile why it waits."""
     page = open_page(server)
@@ -304,40 +198,3 @@ def test_a_busy_server_is_asked_again(server: Serving, open_page: OpenPage, file
     expect(page.locator("#answers > li")).to_contain_text("Too many are waiting. Asking again in 1 second.")
     answered(page, 1)
     expect(page.locator(".refused")).to_have_count(0)
-
-
-def test_it_asks_for_the_key_once(server: Serving, open_page: OpenPage, files: Files) -> None:
-    """Where a key is wanted, the page asks for it once, keeps it for the tab alone, and says when it is refused."""
-    wanted = {"name": "right-key"}
-    page = open_page(server, locked_by=wanted)
-    dialog = page.get_by_role("dialog", name="This server asks for an API key")
-    expect(dialog).to_be_visible()
-    field = page.get_by_label("API key", exact=True)
-    expect(field).to_be_focused()
-    assert not faults(page)
-    page.keyboard.press("Escape")
-    expect(dialog).to_be_hidden()
-    pick(page, files.images[0])  # whoever asks for an answer is asked again
-    expect(field).to_be_focused()
-    page.keyboard.type("wrong-key")
-    page.keyboard.press("Enter")
-    expect(dialog).to_contain_text("did not accept that key")
-    page.keyboard.type("right-key")
-    page.keyboard.press("Enter")
-    answered(page, 1)
-    expect(page.locator(".refused")).to_have_count(0)
-    expect(page.locator("#state")).to_have_text("Live and ready.")
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Evaluation report").click()
-    assert "<title>Evaluation</title>" in download.value.path().read_text()
-    page.reload()
-    expect(page.locator("#state")).to_have_text("Live and ready.")
-    expect(dialog).to_be_hidden()
-    assert page.evaluate("localStorage.length") == 0
-    wanted["name"] = "new-key"
-    pick(page, files.images[0])
-    expect(dialog).to_contain_text("did not accept that key")
-    page.get_by_role("button", name="Not now").click()
-    expect(page.locator(".refused")).to_contain_text("An API key is needed.")
-    page.get_by_role("button", name="Enter the API key").click()
-    expect(dialog).to_be_visible()
