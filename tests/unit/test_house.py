@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import PREFIX, SECRETS, Settings
+from pipeline.settings import PREFIX, SECRETS, SERVING_PREFIX, Settings
+from serving.settings import ServingSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +57,15 @@ def test_readme_names_every_setting_and_no_other() -> None:
     files = {f"{PREFIX}{name.upper()}_FILE" for name in SECRETS}
     assert {name for name in documented if not name.startswith(f"{PREFIX}SERVING_")} <= fields | files
     assert fields <= documented
+
+
+def test_operations_names_settings_that_exist() -> None:
+    """No variable in the instructions for operators is one that the pipeline or the server would refuse."""
+    named = set(re.findall(rf"{PREFIX}[A-Z0-9_]+", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")))
+    fields = {PREFIX + name.upper() for name in Settings.model_fields}
+    files = {f"{PREFIX}{name.upper()}_FILE" for name in SECRETS}
+    servings = {SERVING_PREFIX + name.upper() for name in ServingSettings.model_fields}
+    assert named <= fields | files | servings
 
 
 def test_readme_maps_every_module() -> None:
