@@ -61,7 +61,9 @@ class Trial:
     def takes(self, job: Job) -> bool:
         """Whether the challenger answers a job; if so, it is seen to."""
         lineup = self._participant.lineup_now()
-        if lineup is None or lineup.challenger is None or lineup.choose(job.call.caller)[1] == "champion":
+        if lineup is None or lineup.challenger is None or job.call.version is not None:
+            return False
+        if lineup.choose(job.call.caller)[1] == "champion":
             return False
         self._get_to_know(lineup.challenger)
         if not self._may_wait(job, lineup):

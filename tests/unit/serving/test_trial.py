@@ -1,5 +1,6 @@
 """Champion and challenger over real HTTP, in one process; several are in ``tests/integration/test_canary.py``."""
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,20 @@ def test_a_form_of_several_images_goes_to_one_version(models: Registry, serve: S
     client = begun(serve(), challenger)
     answer = client.post("/predict", files=[("image", ("a.png", PNG))] * 3)
     assert [each["role"] for each in answer.json()["predictions"]] == ["challenger"] * 3
+
+
+def test_who_asks_for_the_live_version_by_its_name_gets_it(models: Registry, serve: Serve) -> None:
+    """And no challenger, whom the same caller gets without the name; the protocol's answers tell the role, too."""
+    champion, challenger = pair(models, seed=2)
+    models.challenge(challenger, 1.0)
+    client = begun(serve(), challenger)
+    image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(PNG).decode()]}
+    for path, version, role in (
+        (f"/versions/{champion.version}", champion.version, "champion"),
+        ("", challenger.version, "challenger"),
+    ):
+        said = client.post(f"/v2/models/{MODEL}{path}/infer", json={"inputs": [image]}).json()
+        assert (said["model_version"], said["parameters"]["role"]) == (version, role)
 
 
 def test_what_is_no_image_is_the_clients_mistake(models: Registry, serve: Serve) -> None:
