@@ -58,6 +58,7 @@ class SecondOpinions:
         self._changed = threading.Condition()
         self._free_at = 0.0
         self._asking = False
+        self._warned: LiveModel | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="second-opinion", daemon=True)
 
@@ -121,9 +122,10 @@ class SecondOpinions:
         begun = time.thread_time()
         try:
             probabilities = other.model.probabilities(np.stack(copy.pixels))
-        except Exception:  # noqa: BLE001 - whatever a model's graph does
+        except Exception as error:  # noqa: BLE001 - whatever a model's graph does
             if answers.role == "champion":
                 self._counts.failed("challenger")
+            self._warn(other, error)
             return
         took = time.thread_time() - begun
         best = best_of(probabilities, len(answers.best[0]))
@@ -131,6 +133,12 @@ class SecondOpinions:
         if answers.role == "champion":
             seconds = max(took, question.seconds + took - answers.live.image_s * len(best))
             self._counts.predicted(Answers(other, "challenger", probabilities, best, answers.digests[:IMAGES]), seconds)
+
+    def _warn(self, other: LiveModel, error: Exception) -> None:
+        """Once for each model: the counts tell how often."""
+        if other is not self._warned:
+            self._warned = other
+            log.warning("version %s failed on a copy of an image: %s", other.manifest.version, error)
 
     def _compare(self, answers: Answers, other: LiveModel, best: list[list[int]]) -> None:
         """By the classes' names: the two need not number them alike."""

@@ -2,6 +2,8 @@
 
 import base64
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -142,6 +144,19 @@ def test_a_slow_challenger_is_measured_and_the_rest_is_answered(models: Registry
     slow, quick = (found[role]["seconds"]["sum"] / found[role]["requests"] for role in ("challenger", "champion"))
     assert found["challenger"]["requests"] + found["champion"]["requests"] == len(CALLERS)
     assert slow > quick
+
+
+def test_what_would_wait_too_long_for_the_challenger_is_answered_by_the_champion(
+    models: Registry, serve: Serve
+) -> None:
+    """At a share of all requests, many of which come at once, nobody is refused."""
+    _, challenger = pair(models, partial(tiny_models.slow_onnx, size=1500))
+    models.challenge(challenger, 1.0)
+    client = begun(serve(), challenger)
+    with ThreadPoolExecutor(64) as clients:
+        roles = [each["role"] for each in clients.map(partial(asked, client), map(str, range(64)))]
+    assert set(roles) == {"champion", "challenger"}
+    assert report(client)["challenger"]["errors"] == 0
 
 
 def test_a_form_of_several_images_goes_to_one_version(models: Registry, serve: Serve) -> None:
