@@ -154,7 +154,8 @@ def _answered(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int
     except Exception as error:  # whatever a model's graph does
         if len(jobs) > 1:
             return [outcome for job in jobs for outcome in _answered([job], live, model, top_k, role)]
-        log.exception("version %s failed on an image", live.manifest.version)
+        if role == "champion":  # of the challenger, which is on trial for that, the first time is told
+            log.exception("version %s failed on an image", live.manifest.version)
         failed = ModelFailed(f"Version {live.manifest.version} failed on this image; the server's log has the details.")
         failed.__cause__ = error
         return [failed]

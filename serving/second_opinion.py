@@ -3,8 +3,8 @@
 - In ``split`` mode the champion is asked what the challenger answered, to count how often they agree. In ``shadow``
   mode the challenger is asked what the champion answered, and how it does is counted as if it had.
 - **At nobody's expense**: one thread, a bounded queue, and the event loop only appends to it. While others wait for
-  answers, this thread takes a tenth of the time at most, and what is offered meanwhile is dropped. Its priority is not
-  lowered: holding the interpreter's lock, a thread of low priority would keep it from the others.
+  answers, this thread takes a twentieth of the time at most, and what is offered meanwhile is dropped. Its priority is
+  not lowered: holding the interpreter's lock, a thread of low priority would keep it from the others.
 - A shadow's time is what the request would have taken with the challenger in the champion's place: the champion's own,
   less what the champion takes for such images, and the challenger's processor time, which no other thread prolongs.
 """
@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 IMAGES: Final = 8
 """Of one call that the other model is asked about: the first ones."""
-LARGEST_QUEUE: Final = 16
-BUSY_PAUSE: Final = 9.0
+LARGEST_QUEUE: Final = 8
+LARGEST_BYTES: Final = 8 << 20
+"""Of a call's images, where they have to be kept to be decoded once more."""
+BUSY_PAUSE: Final = 19.0
 IDLE_PAUSE: Final = 0.5
 """After each question nothing is taken for so many times as long as it took."""
 
@@ -69,8 +71,11 @@ class SecondOpinions:
             return
         if len(self._questions) >= LARGEST_QUEUE or (busy and (self._questions or self._asking)):
             return
+        copy = _copied(job, other)
+        if copy is None:
+            return
         with self._changed:
-            self._questions.append(Question(job, answers, other, seconds, busy))
+            self._questions.append(Question(copy, answers, other, seconds, busy))
             if self._thread.ident is None:
                 self._thread.start()
             self._changed.notify()
@@ -114,14 +119,13 @@ class SecondOpinions:
         if other is not lineup.champion and other is not lineup.challenger:
             return  # it went meanwhile
         job = question.job
-        copy = replace(job, sent=job.sent[:IMAGES], found=job.found[:IMAGES], pixels=job.pixels[:IMAGES])
         try:
-            decode(copy, other.manifest.pixels)
+            decode(job, other.manifest.pixels)
         except InvalidInput:
             return  # pixels of the first model's size, which the other one cannot take
         begun = time.thread_time()
         try:
-            probabilities = other.model.probabilities(np.stack(copy.pixels))
+            probabilities = other.model.probabilities(np.stack(job.pixels))
         except Exception as error:  # noqa: BLE001 - whatever a model's graph does
             if answers.role == "champion":
                 self._counts.failed("challenger")
@@ -145,3 +149,12 @@ class SecondOpinions:
         names, others = answers.live.manifest.classes, other.manifest.classes
         for one, two in zip(answers.best, best, strict=False):
             self._counts.compared(agreed=names[one[0]] == others[two[0]])
+
+
+def _copied(job: Job, other: LiveModel) -> Job | None:
+    """What the other model needs of a call: its pixels, or the images where it takes other ones; None if too large."""
+    if job.spec == other.manifest.pixels:
+        return replace(job, sent=(), found=[], pixels=job.pixels[:IMAGES])
+    if job.size > LARGEST_BYTES:
+        return None
+    return replace(job, sent=job.sent[:IMAGES], found=job.found[:IMAGES])

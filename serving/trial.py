@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -21,6 +22,8 @@ from serving.errors import ModelFailed, NothingLive
 from serving.live_model import INLINE_S, LiveModel
 from serving.participant import Participant
 from serving.slow_lane import SlowLane, taken
+
+log = logging.getLogger(__name__)
 
 LONGEST_S: Final = 0.5
 """How long a request may wait for the challenger; beyond that the champion answers it."""
@@ -55,6 +58,7 @@ class Trial:
         self._images = 0
         self._image_s = 0.0
         self._challenger: LiveModel | None = None
+        self._warned: LiveModel | None = None
         self._round_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -133,10 +137,17 @@ class Trial:
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, ModelFailed):
                 self._counts.failed("challenger")
+                self._warn(outcome)
             if isinstance(outcome, ModelFailed | NothingLive):
                 self._to_champion(job)
             else:
                 self._finished(job, outcome, begun, ended)
+
+    def _warn(self, failure: ModelFailed) -> None:
+        """Once for each challenger: the counts tell how often."""
+        if self._warned is not self._challenger:
+            self._warned = self._challenger
+            log.warning("%s The champion answers instead.", failure, exc_info=failure.__cause__)
 
 
 def _is_for(live: LiveModel | None, job: Job) -> bool:

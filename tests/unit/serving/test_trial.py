@@ -182,6 +182,29 @@ def test_who_asks_for_the_live_version_by_its_name_gets_it(models: Registry, ser
         assert (said["model_version"], said["parameters"]["role"]) == (version, role)
 
 
+@pytest.mark.parametrize("mode", ["split", "shadow"])
+def test_a_challenger_may_see_other_pixels(models: Registry, serve: Serve, mode: Mode) -> None:
+    """Images are decoded as each of the two wants them; pixels of the champion's size are the champion's to answer."""
+    champion, _ = pair(models)
+    spec = tiny_models.DATASET.pixels.model_copy(update={"height": 8, "width": 8, "channels": 1})
+    other = tiny_models.DATASET.model_copy(update={"pixels": spec, "version": "fedcba9876543210"})
+    challenger = tiny_models.register(models.checkpoints, models.models, MODEL, 3, dataset=other)
+    models.challenge(challenger, 1.0, mode=mode)
+    client = begun(serve(), challenger)
+    pixels = {"name": "pixels", "shape": [1, 12, 10, 3], "datatype": "UINT8"}
+    data = tiny_models.picture(5).ravel().tolist()
+    answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [pixels | {"data": data}]}).json()
+    assert answer["model_version"] == champion.version
+
+    def compared() -> bool:
+        answers = challenger if mode == "split" else champion
+        assert asked(client, "anybody")["model_version"] == answers.version
+        return bool(report(client)["compared"] >= 5)
+
+    wait_until(compared)
+    assert report(client)["challenger"]["errors"] == 0
+
+
 def test_what_is_no_image_is_the_clients_mistake(models: Registry, serve: Serve) -> None:
     """No failure of the challenger's."""
     _, challenger = pair(models)
