@@ -10,13 +10,14 @@
 """
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn
 
 import pyarrow.parquet as pq
 
-from pipeline import aliases, inference_server, proof, registry
+from pipeline import aliases, canary_counts, inference_server, proof, registry
 from pipeline.aliases import CHAMPION, AliasState, Canary, Mode
 from pipeline.artifacts import CanaryConfig, CanaryStep, utc_now
 from pipeline.canary_step import Doubt, OnStep, Ramp, Step, size
@@ -24,7 +25,7 @@ from pipeline.errors import Conflict, DeployFailed
 from pipeline.progress import OnProgress
 from pipeline.proof import PREDICTIONS, Question
 from pipeline.registry import ModelManifest
-from pipeline.replicas import Replicas, Resolve
+from pipeline.replicas import BACK_TIMEOUT_S, POLL_S, Replicas, Resolve
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.zones import Zones
@@ -199,8 +200,24 @@ def _take_back(ramp: Ramp, state: AliasState, etag: str, why: str) -> NoReturn:
     version, model = ramp.challenger.version, ramp.challenger.model
     aliases.set_canary(ramp.models, model, CHAMPION, None, reason=f"canary: {version} {why}", expected=etag)
     raise DeployFailed(
-        f"Version {version} of model {model!r} {why}; alias {CHAMPION!r} still points at {state.version}."
+        f"Version {version} of model {model!r} {why}; alias {CHAMPION!r} still points at {state.version}{_left(ramp)}."
     )
+
+
+def _left(ramp: Ramp) -> str:
+    """Wait until no replica gives the challenger anything; a clause that names those that go on nevertheless."""
+    deadline = time.monotonic() + BACK_TIMEOUT_S
+    while True:
+        try:
+            reports = ramp.replicas.each(lambda replica: canary_counts.asked(replica, ramp.challenger.model))
+        except DeployFailed as error:
+            return f", but whether all replicas know is not known: {error}"
+        left = [each.name for each, report in reports.items() if report and report.has(ramp.challenger.version)]
+        if not left:
+            return ""
+        if time.monotonic() > deadline:
+            return f", but {', '.join(left)} did not let it go in time"
+        time.sleep(POLL_S)
 
 
 def _answers(models: Store, manifest: ModelManifest) -> dict[bytes, tuple[int, str]]:

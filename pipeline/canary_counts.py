@@ -79,8 +79,15 @@ class Report(BaseModel):
 
     def shows(self, canary: Canary) -> bool:
         """Whether the replica is at this very step."""
-        live = self.challenger is not None and self.challenger.version == canary.challenger
-        return live and (self.step, self.mode, self.share) == (canary.step, canary.mode, canary.share)
+        return self.has(canary.challenger) and (self.step, self.mode, self.share) == (
+            canary.step,
+            canary.mode,
+            canary.share,
+        )
+
+    def has(self, challenger: str) -> bool:
+        """Whether a challenger of this version gets anything here."""
+        return self.challenger is not None and self.challenger.version == challenger
 
     def refuses(self, canary: Canary) -> str:
         """Why the replica cannot load the challenger; empty where it does not say so."""

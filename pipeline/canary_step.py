@@ -101,8 +101,8 @@ class Step:
                 raise Doubt(found.reason)
             if found.outcome == "go on" and not waiting and self._may_end():
                 return self.tell("go on", found.reason)
-            if self._lasted > self.ramp.config.hold_s:
-                self._give_up(found, waiting)
+            if self._lasted > max(self.ramp.config.hold_s, self.ramp.config.step_s) and not waiting:
+                self._give_up(found)
             if not self._send(reports, found):
                 time.sleep(POLL_S)
 
@@ -208,10 +208,10 @@ class Step:
         total = least if done < least else None  # enough of them end no step before its time
         self.ramp.on_progress(Progress(f"canary: {size(self.canary)}", done, total, "requests", note=why))
 
-    def _give_up(self, found: Verdict, waiting: Sequence[str]) -> NoReturn:
+    def _give_up(self, found: Verdict) -> NoReturn:
         """End a step that could not be judged in time."""
-        if found.doubtful or waiting:
-            raise Doubt("; ".join(waiting) or found.reason)
+        if found.doubtful:
+            raise Doubt(found.reason)
         lack = "clients sent too few of the requests" if found.outcome == "go on" else found.reason
         self.tell("hold", lack)
         version, model = self.canary.challenger, self.ramp.challenger.model

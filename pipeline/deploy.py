@@ -32,7 +32,7 @@ from pipeline.inference_server import Server
 from pipeline.progress import OnProgress, silent
 from pipeline.proof import PREDICTIONS
 from pipeline.registry import ModelManifest
-from pipeline.replicas import Prove, Replicas, Resolve, addresses, wait_until_all
+from pipeline.replicas import BACK_TIMEOUT_S, Prove, Replicas, Resolve, addresses, wait_until_all
 from pipeline.settings import PREFIX, Settings
 from pipeline.store import Store
 from pipeline.takeover import TakenOver
@@ -46,8 +46,6 @@ PROOF = "deployment.json"
 READY_TIMEOUT_S = 60.0
 TURN_TTL_S = 15.0
 """Seconds without a sign of life after which another deployment by containers no longer waits for one."""
-BACK_TIMEOUT_S = 5.0
-"""How long the replicas may take to go back to the old version before a failed deployment says that they have not."""
 
 
 def deploy(

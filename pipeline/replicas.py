@@ -27,6 +27,8 @@ from pipeline.settings import PREFIX
 
 FAILURE_GRACE_S = 3.0
 """How long a replica may say that it cannot load the version before that is believed; it tries again meanwhile."""
+BACK_TIMEOUT_S = 5.0
+"""How long the replicas may take to go back to the old version before a failed deployment says that they have not."""
 POLL_S = 0.1
 ASKED_AT_ONCE = 16
 STATUS_TIMEOUT = httpx.Timeout(5.0, connect=2.0)

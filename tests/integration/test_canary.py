@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import pytest
@@ -116,7 +117,7 @@ def _as_before(shop: Shop) -> Iterator[None]:
     first = min(each.version for each in shop.state().history if each.version)
     aliases.set_canary(shop.zones.models, MODEL, CHAMPION, None, reason="end of test")
     aliases.set_alias(shop.zones.models, MODEL, CHAMPION, first, reason="end of test")
-    wait_until(lambda: shop.live() == {first})
+    wait_until(lambda: all(each.status()["canary"] is None and each.version() == first for each in shop.servers))
 
 
 @dataclass
@@ -174,24 +175,26 @@ def test_a_good_challenger_gets_all(shop: Shop) -> None:
 @pytest.mark.parametrize("asked_by", ["test images", "clients"])
 def test_a_bad_challenger_goes_back(shop: Shop, kind: str, asked_by: str) -> None:
     """It had a share for a moment, goes back with the numbers, and no client got an error; the champion never left."""
-    number, made = shop.made + 1, {"slow": tiny_models.slow_onnx, "crashing": tiny_models.crashing_onnx}
-    if kind == "wrong":  # evaluated as good as the champion
-        bad = shop.register(evaluated_as=1)
-    else:
-        bad = shop.register(onnx_file=made[kind](shop.dataset, number))
+    made = {
+        "slow": partial(tiny_models.slow_onnx, size=1400),
+        "crashing": tiny_models.crashing_onnx,
+        "wrong": tiny_models.wrong_onnx,
+    }
+    bad = shop.register(evaluated_as=1, onnx_file=made[kind](shop.dataset, 1))
     before = shop.state()
     ramp = QUICK if asked_by == "test images" else QUICK.model_copy(update={"step_s": 600.0, "steps": (0.5,)})
     with ExitStack() as around:
         seen = around.enter_context(clients(shop)) if asked_by == "clients" else Clients()
         with pytest.raises(DeployFailed, match="and went back to none: ") as caught:
             shop.deployed(bad, ramp)
-    (step,) = shop.steps
+    step = shop.steps[-1]
     reason = {
         "slow": "took longer than",
         "crashing": "requests to the challenger failed",
-        "wrong": "to the evaluation" if asked_by == "test images" else "champion and challenger disagree on",
+        "wrong": "to the server" if asked_by == "test images" else "champion and challenger disagree on",
     }
     assert reason[kind] in step.reason in str(caught.value)
+    assert all(each.status()["canary"] is None for each in shop.servers)
     assert (step.outcome, step.replayed > 0) == ("back", asked_by == "test images")
     after = shop.state()
     assert (after.version, after.canary) == (before.version, None)
@@ -203,7 +206,7 @@ def test_a_shadow_answers_nobody(shop: Shop) -> None:
     """Clients hear of the champion alone, and yet a wrong challenger is found out."""
     ramp = QUICK.model_copy(update={"step_s": 600.0, "shadow_first": True})
     with clients(shop) as seen, pytest.raises(DeployFailed, match=r"had a copy of 100 % .* disagree on"):
-        shop.deployed(shop.register(evaluated_as=1), ramp)
+        shop.deployed(shop.register(evaluated_as=1, onnx_file=tiny_models.wrong_onnx(shop.dataset, 1)), ramp)
     assert seen.versions == {shop.state().version}
     assert not seen.wrong
 
@@ -284,7 +287,7 @@ def test_a_champion_that_moves_meanwhile_is_left_alone(shop: Shop) -> None:
 
 def test_without_clients_it_holds_where_they_are_wanted(shop: Shop) -> None:
     """Test images find nothing wrong, and do not do: the share stays, and repeated with clients the ramp goes on."""
-    version = shop.register()
+    version = shop.register(evaluated_as=1, onnx_file=tiny_models.linear_onnx(shop.dataset, 1))
     ramp = QUICK.model_copy(update={"real_traffic": True, "steps": (0.5,)})
     with pytest.raises(CanaryHeld, match="keeps 50 % of the requests"):
         shop.deployed(version, ramp.model_copy(update={"hold_s": 0.0}))
