@@ -4,7 +4,7 @@
 #   make images          build the images of the stack in containers
 #   make up | down       start the stack in containers and say where it is | stop it; nothing stored is lost
 #   make test | lint     what must be green before a change lands; make test-e2e: the same in containers and a browser
-#   make bench-serving   our server against the others of its kind
+#   make bench-serving   our server against the others of its kind; make soak-serving: half an hour of it, with swaps
 #   make soak            every stage killed at random moments, 100 times and more; the store taken away from every stage
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak bench-serving lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak bench-serving soak-serving lint format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -104,6 +104,9 @@ soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifyi
 bench-serving: $(VENV)/.installed ## our server against LitServe, BentoML, Ray Serve, MLServer, mosec (needs wrk, h2load; PEERS=folder)
 	$(BIN)/python -m benchmarks.serving --overload $(if $(PEERS),--environments "$(PEERS)")
 	$(BIN)/python -m benchmarks.serving --model resnet18 $(if $(PEERS),--environments "$(PEERS)")
+
+soak-serving: $(VENV)/.installed-dev ## half an hour at 80 % of what the server can, with another version every 20 s (MINUTES=)
+	$(BIN)/python -m benchmarks.serving_soak --minutes $(or $(MINUTES),30)
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
