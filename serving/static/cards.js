@@ -86,8 +86,8 @@ export function card(file, again) {
     refuse(problem) {
       show("No answer", element("p", problem.message, "problem"));
       node.classList.add("refused");
-      if (problem.request) said.append(element("p", `request ${problem.request}`, "hint"));
       if (!problem.later) return;
+      if (problem.request) said.append(element("p", `request ${problem.request}`, "hint"));
       const button = element("button", "Ask again", "quiet");
       button.type = "button";
       button.setAttribute("aria-describedby", title.id);

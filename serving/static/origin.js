@@ -46,7 +46,7 @@ function facts(status) {
 
 function challenged({ challenger, share, mode }) {
   const what = mode === "shadow" ? "sees a copy of the requests of" : "answers";
-  return `${challenger} ${what} ${percent(share)} of the callers`;
+  return `${challenger} ${what} ${Number((share * 100).toFixed(2))} % of the callers`;
 }
 
 function classes(names) {
@@ -76,8 +76,8 @@ function registered({ version, live, metrics, created_at, report }) {
   const [line, link] = [element("li"), element("a", version)];
   link.href = relative(report);
   const accuracy = metrics.accuracy === undefined ? "" : `${percent(metrics.accuracy)} accurate, `;
-  line.append(link, element("span", `${accuracy}registered ${day(created_at)}`, "hint"));
-  if (live) line.append(element("span", "live", "badge"));
+  line.append(link, ...(live ? [" ", element("span", "live", "badge")] : []));
+  line.append(element("span", `${accuracy}registered ${day(created_at)}`, "hint"));
   return line;
 }
 

@@ -55,7 +55,7 @@ def test_it_says_when_a_challenger_answered(
     pick(page, files.images[0])
     answered(page, 2)
     expect(page.locator("#answers > li").first).to_contain_text("answered by the challenger")
-    expect(page.locator("#origin")).to_contain_text(f"{challenger.version} answers 100.0 % of the callers")
+    expect(page.locator("#origin")).to_contain_text(f"{challenger.version} answers 100 % of the callers")
     expect(page.locator("#origin")).to_contain_text(champion.version)
 
 
