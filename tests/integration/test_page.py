@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -78,6 +79,27 @@ def test_many_images_are_sent_in_turns(server: Serving, open_page: OpenPage, fil
     pick(page, files.images[0])
     answered(page, 1)
     expect(page.locator("#count")).to_have_text("1 of 1 image answered")
+
+
+def test_a_folder_is_dropped_with_all_that_is_in_it(
+    server: Serving, open_page: OpenPage, files: Files, tmp_path: Path
+) -> None:
+    """A folder dragged in from the system's own file manager is looked through; hidden files are left out."""
+    for name in ("one.png", "inside/two.png", "inside/.hidden.png"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(files.images[0].read_bytes())
+    page = open_page(server)
+    box = page.locator("#drop").bounding_box()
+    assert box
+    carried = {"items": [], "files": [str(tmp_path / "folder")], "dragOperationsMask": 1}
+    drag = {"x": box["x"] + 9, "y": box["y"] + 9, "data": carried}
+    devices = page.context.new_cdp_session(page)
+    for event in ("dragEnter", "dragOver", "drop"):
+        devices.send("Input.dispatchDragEvent", {"type": event, **drag})
+    answered(page, 2)
+    expect(page.locator("#answers")).to_contain_text("two.png")
+    paste(page)
+    expect(page.locator("#notice")).to_have_text("There was no image file in that.")
 
 
 def test_it_says_where_answers_come_from(server: Serving, open_page: OpenPage) -> None:
