@@ -88,6 +88,7 @@ class PredictionLog:
         self._clock = clock
         self._outbox = Outbox(predictions, OUTBOX_BYTES, self._lose)
         self._open: dict[tuple[str, Role], Block] = {}
+        self._block: Block | None = None  # of the last call; as a rule of the next one, too
         self._full: deque[Block] = deque()
         self._rows = self._bytes = self._dropped = 0
         self._lock, self._losing = threading.Lock(), threading.Lock()
@@ -104,21 +105,17 @@ class PredictionLog:
             request_id: of the call.
             sent: its images, kept where images are logged; of pixels, which are no image file, there is only the row.
         """
-        images: Sequence[bytes | None] = ()
-        if self.images:
-            images = [image.data if isinstance(image, Upload) else None for image in sent]
         with self._lock:
-            version = answers.live.manifest.version, answers.role
-            block = self._open.get(version)
-            if block is None:
-                block = self._open[version] = Block(answers.live.manifest, answers.role, images=self.images)
-                self._since = self._since or time.monotonic()
-            before = block.image_bytes
-            block.add(self._clock(), request_id, answers, images)
+            block = self._block
+            if block is None or block.manifest is not answers.live.manifest or block.role != answers.role:
+                block = self._block = self._block_of(answers)
+            block.add(self._clock(), request_id, answers)
             self._rows += len(answers.digests)
-            self._bytes += block.image_bytes - before
-            if len(block) >= BLOCK_ROWS or block.image_bytes >= FILE_BYTES:
-                self._full.append(self._open.pop(version))
+            if block.images is not None:
+                self._bytes += block.keep(image.data if isinstance(image, Upload) else None for image in sent)
+            if len(block.times) >= BLOCK_ROWS or block.image_bytes >= FILE_BYTES:
+                self._full.append(self._open.pop((answers.live.manifest.version, answers.role)))
+                self._block = None
                 self._drop_oldest()
 
     def start(self) -> None:
@@ -132,6 +129,15 @@ class PredictionLog:
         self._stopping.set()
         self._thread.join(STOP_S)
         self._outbox.stop(max(0.0, ends - time.monotonic()))
+
+    def _block_of(self, answers: Answers) -> Block:
+        """Where such answers are written down; under the lock."""
+        version = answers.live.manifest.version, answers.role
+        block = self._open.get(version)
+        if block is None:
+            block = self._open[version] = Block(answers.live.manifest, answers.role, images=self.images)
+            self._since = self._since or time.monotonic()
+        return block
 
     def _drop_oldest(self) -> None:
         """Under the lock."""
@@ -161,8 +167,7 @@ class PredictionLog:
         """Make files of everything that was noted until now."""
         with self._lock:
             self._full += self._open.values()
-            self._open = {}
-            self._since = None
+            self._open, self._block, self._since = {}, None, None
         self._gather()
         self._flush()
 

@@ -12,7 +12,7 @@ import re
 import socket
 import uuid
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from io import BytesIO
 from typing import Final
@@ -44,7 +44,7 @@ class Block:
 
     Attributes:
         times: when each was answered, in seconds since the epoch.
-        ids: of the requests, each with a line feed.
+        ids: of the requests.
         digests: SHA-256 of the images, one after the other.
         best: the class of each, by index.
         probabilities: of that class.
@@ -58,26 +58,32 @@ class Block:
         self.manifest = manifest
         self.role = role
         self.times = array("d")
-        self.ids = bytearray()
+        self.ids: list[str] = []
         self.digests = bytearray()
         self.best = array("i")
         self.probabilities = array("f")
         self.images: list[bytes | None] | None = [] if images else None
         self.image_bytes = 0
 
-    def add(self, at: float, request_id: str, answers: Answers, images: Sequence[bytes | None]) -> None:
-        """The rows of one call; ``images`` is empty where they are not logged."""
-        line = b"%s\n" % request_id.encode(errors="replace")
+    def add(self, at: float, request_id: str, answers: Answers) -> None:
+        """The rows of one call."""
+        probability = answers.probabilities.item
         for place, digest in enumerate(answers.digests):
             best = answers.best[place][0]
             self.times.append(at)
-            self.ids += line
+            self.ids.append(request_id)
             self.digests += digest
             self.best.append(best)
-            self.probabilities.append(answers.probabilities.item(place, best))
-        if self.images is not None:
-            self.images += images
-            self.image_bytes += sum(len(image or b"") for image in images)
+            self.probabilities.append(probability(place, best))
+
+    def keep(self, images: Iterable[bytes | None]) -> int:
+        """The images of the call that was added last; how many bytes they take."""
+        assert self.images is not None  # noqa: S101 - whoever keeps images has said so before
+        before = self.image_bytes
+        for image in images:
+            self.images.append(image)
+            self.image_bytes += len(image or b"")
+        return self.image_bytes - before
 
     def __len__(self) -> int:
         return len(self.times)
@@ -122,7 +128,7 @@ def _columns(block: Block, times: NDArray[np.float64]) -> RecordBatch:
     manifest, rows = block.manifest, len(block)
     columns = {
         "time": Array.from_numpy(np.rint(times * MICROSECONDS).astype(np.int64)).cast(TIME),
-        "request_id": Array(block.ids.decode().split("\n")[:-1], TEXT),
+        "request_id": Array(block.ids, TEXT),
         "image_sha256": Array(block.digests.hex("\n", DIGEST_BYTES).split("\n"), TEXT),
         "label": _repeated(manifest.classes, np.frombuffer(block.best, np.int32)),
         "probability": Array.from_numpy(np.frombuffer(block.probabilities, np.float32)),
