@@ -24,6 +24,7 @@ would otherwise start threads of its own in each of them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -33,12 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.artifacts import PixelSpec
+from pipeline.bands import bands_of, in_bands, joined
 from pipeline.errors import InvalidImage
 from pipeline.image_files import (
     MAX_BYTES,
@@ -219,7 +222,11 @@ def _by_opencv(image: EncodedImage, reduction: int = 1) -> Pixels:
     if image.format == "JPEG":
         colour = cv2.IMREAD_COLOR_RGB if image.kind == 3 else 0
         return _imdecoded(image, REDUCTIONS[reduction] | colour | cv2.IMREAD_IGNORE_ORIENTATION, reduction)
-    samples = _imdecoded(image, cv2.IMREAD_UNCHANGED)
+    return in_bands(_imdecoded(image, cv2.IMREAD_UNCHANGED), partial(_png_pixels, image))
+
+
+def _png_pixels(image: EncodedImage, samples: NDArray[Any]) -> Pixels:
+    """Some rows of a PNG."""
     pixels = _opaque(samples)
     if image.transparent is not None:
         key = image.transparent[::-1]
@@ -244,11 +251,19 @@ def _by_pillow(image: EncodedImage, opened: ImageFile) -> Pixels:
     if _bits(opened) == 16:
         # Pillow would cut the lower byte off.
         samples = _imdecoded(image, cv2.IMREAD_UNCHANGED)
-        return _opaque(samples[:, :, :3] if _tag(opened, TIFF_EXTRA_SAMPLES) == UNSPECIFIED else samples)
-    plain = "L" if opened.mode in GREY_MODES else "RGB"
-    if not opened.has_transparency_data:
-        return np.asarray(opened.convert(plain))
-    pixels = np.asarray(opened.convert(plain + "A"))
+        return in_bands(samples[:, :, :3] if _tag(opened, TIFF_EXTRA_SAMPLES) == UNSPECIFIED else samples, _opaque)
+    opened.load()
+    # Pillow's own bands, since an array of all of it would be one more copy.
+    bands = (opened.crop((0, top, opened.width, bottom)) for top, bottom in bands_of(opened.height, opened.width))
+    return joined((opened.height, opened.width), map(_pillow_pixels, bands))
+
+
+def _pillow_pixels(rows: Image) -> Pixels:
+    """Some rows of an image that Pillow has decoded."""
+    plain = "L" if rows.mode in GREY_MODES else "RGB"
+    if not rows.has_transparency_data:
+        return np.asarray(rows.convert(plain))
+    pixels = np.asarray(rows.convert(plain + "A"))
     colour = pixels[:, :, 0] if plain == "L" else pixels[:, :, :3]
     return _over_white(np.ascontiguousarray(colour), np.ascontiguousarray(pixels[:, :, -1]))
 

@@ -34,7 +34,12 @@ Done = Callable[[Outcome], None]
 
 SMALL_BYTES: Final = 32 << 10
 SMALL_PIXELS: Final = 128 * 128
-"""Larger images are not decoded by the event loop."""
+"""Larger images are not decoded by the event loop, nor those whose header may say less than is there."""
+HONEST: Final = frozenset({"PNG", "JPEG"})
+LARGE_PIXELS: Final = 16_000_000
+"""Images of more, together, take their turns: each may take 16 bytes per pixel, and two seconds."""
+MOST_PIXELS: Final = 200_000_000
+"""Of all images of a call; four times as many where they are JPEGs, which are decoded smaller."""
 
 
 @dataclass(slots=True)
@@ -63,16 +68,23 @@ class Job:
     def is_small(self) -> bool:
         """Whether decoding takes less than it would to wake another thread for it."""
         return self.size <= SMALL_BYTES and all(
-            each is None or each.width * each.height <= SMALL_PIXELS for each in self.found
+            each is None or (each.width * each.height <= SMALL_PIXELS and each.format in HONEST) for each in self.found
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its images would take too much memory beside others of their kind."""
+        return sum(each.width * each.height for each in self.found if each) > LARGE_PIXELS
 
 
 def examine(job: Job) -> None:
     """Look at the headers of a job's images.
 
     Raises:
-        InvalidImage: one of them is not an image we read.
+        InvalidImage: one of them is not an image we read, or all of them together are too large.
     """
+    if job.found:
+        return
     total = len(job.sent)
     for number, image in enumerate(job.sent, 1):
         if isinstance(image, Upload):
@@ -82,6 +94,11 @@ def examine(job: Job) -> None:
                 raise _named(error, image, number, total) from error
         else:
             job.found.append(None)
+    work = sum(each.width * each.height * (1 if each.format == "JPEG" else 4) for each in job.found if each)
+    if work > 4 * MOST_PIXELS:
+        raise InvalidImage(
+            f"The images have more than {MOST_PIXELS // 10**6} million pixels together: send fewer at once."
+        )
 
 
 def size_of(sent: Sequence[Image]) -> int:

@@ -10,7 +10,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import cv2
@@ -18,9 +17,10 @@ import cv2
 from pipeline.errors import InvalidInput, SafelightError
 from pipeline.onnx_model import OnnxModel
 from serving.admission import Admission
-from serving.batch import Done, Image, Job, Outcome, compute, decode, examine, size_of, why_not
+from serving.batch import SMALL_BYTES, Done, Image, Job, Outcome, compute, decode, examine, size_of
 from serving.calls import Call, now
 from serving.counts import Counts
+from serving.decoders import Decoders
 from serving.errors import ClientGone, DeadlineExceeded, NothingLive, Overloaded
 from serving.live_model import Answers, LiveModel
 from serving.participant import JOIN_S, Participant
@@ -66,7 +66,7 @@ class Predictor:
         self._model = model
         self._log = log
         self._admission = Admission(queue_s)
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = Decoders(threads, self._decode, self._decoded)
         self._slow = SlowLane(participant, self._compute, self._finish_soon)
         self._trial = Trial(participant, counts, top_k, self._end, self._enqueue_for_champion)
         self._second = SecondOpinions(participant, counts)
@@ -116,7 +116,8 @@ class Predictor:
             return
         self._counts.waiting(self._admission.images)
         try:
-            examine(job)
+            if job.size <= SMALL_BYTES:
+                examine(job)
         except InvalidInput as error:
             self._leave(job, error)
             return
@@ -124,27 +125,22 @@ class Predictor:
             self._enqueue(job)
         else:
             self._loop = self._loop or asyncio.get_running_loop()
-            self._decoders.submit(self._decode, job)
+            self._decoders.put(job)
 
     def close(self) -> None:
         """Let the threads finish what they are at."""
-        self._decoders.shutdown()
+        self._decoders.close()
         self._slow.close()
         self._trial.close()
         self._second.close()
 
     def _decode(self, job: Job) -> None:
-        """In a thread of the pool."""
-        error = why_not(job)
-        try:
-            live = None if error else self._participant.lineup().choose(job.call.caller)[0]
-            if live:
-                begun = now()
-                decode(job, live.manifest.pixels)
-                self._counts.stage("decode", now() - begun)
-        except Exception as caught:  # noqa: BLE001 - the call gets it; a future that nobody reads would keep it
-            error = caught
-        self._call_soon(self._decoded, job, error)
+        """In a thread of the decoders."""
+        live = self._participant.lineup().choose(job.call.caller)[0]
+        if live:
+            begun = now()
+            decode(job, live.manifest.pixels)
+            self._counts.stage("decode", now() - begun)
 
     def _decoded(self, job: Job, error: Exception | None) -> None:
         if error:

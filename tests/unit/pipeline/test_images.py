@@ -1,7 +1,10 @@
 import io
 import json
+import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline import image_files, images
+from pipeline import bands, image_files, images
 from pipeline.artifacts import PixelSpec
 from pipeline.errors import InvalidImage
 
@@ -283,6 +286,36 @@ def test_an_image_just_below_the_limit_is_decoded() -> None:
     larger = _saved(Image.new("L", (7100, 7200), 90), "TIFF", compression="tiff_lzw")
     with pytest.raises(InvalidImage, match=r"^7100 x 7200 pixels, the limit is 50 million$"):
         images.read_header(larger)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_a_large_image_is_converted_as_a_small_one(mode: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Band by band or at once, the pixels are the same."""
+    image = Image.fromarray(_noise(3, 37, 23, 4)).convert(mode if kind != "WEBP" else "RGBA")
+    data = _saved(image, kind, lossless=True)
+    at_once = images.decode(data, SMALL)
+    monkeypatch.setattr(bands, "BAND_PIXELS", 23 * 5)
+    np.testing.assert_array_equal(images.decode(data, SMALL), at_once)
+
+
+def test_an_image_at_the_limit_takes_a_bounded_amount_of_memory() -> None:
+    """Of 49 million pixels with alpha, less than 7 bytes each beside those that the decoder itself gives."""
+    code = (
+        "import pathlib, sys, hostile_images; from pipeline import images; from pipeline.artifacts import PixelSpec\n"
+        "def kib(what): return int(next(x for x in open('/proc/self/status') if x.startswith(what)).split()[1])\n"
+        "data = hostile_images.png(7000, 7000, kind=6)\n"
+        "spec = PixelSpec(height=28, width=28, channels=3)\n"
+        "images.decode(hostile_images.png(9, 9), spec)\n"
+        "pathlib.Path('/proc/self/clear_refs').write_text('5')\n"
+        "before = kib('VmRSS')\n"
+        "images.decode(data, spec)\n"
+        "sys.exit((kib('VmHWM') - before) * 1024 > (4 + 7) * 7000 * 7000)"
+    )
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux")
+    path = os.pathsep.join(map(str, (GOLDEN.parents[3], GOLDEN.parents[2])))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
 
 
 def test_too_many_bytes_are_refused_unread() -> None:
