@@ -103,7 +103,7 @@ soak: $(VENV)/.installed-dev ## kill every stage 100 times or KILLS=..., verifyi
 
 bench-serving: $(VENV)/.installed ## our server against LitServe, BentoML, Ray Serve, MLServer, mosec (needs wrk, h2load; PEERS=folder)
 	$(BIN)/python -m benchmarks.serving --overload $(if $(PEERS),--environments "$(PEERS)")
-	$(BIN)/python -m benchmarks.serving --model resnet18 $(if $(PEERS),--environments "$(PEERS)")
+	$(BIN)/python -m benchmarks.serving --model resnet18 --overload $(if $(PEERS),--environments "$(PEERS)")
 
 soak-serving: $(VENV)/.installed-dev ## half an hour at 80 % of what the server can, with another version every 20 s (MINUTES=)
 	$(BIN)/python -m benchmarks.serving_soak --minutes $(or $(MINUTES),30)

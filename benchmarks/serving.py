@@ -74,7 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, nargs="+")
     parser.add_argument("--seconds", type=int, default=4, help="of each visit")
     parser.add_argument("--tries", type=int, default=1, help="visits at most, while other programs use the cores")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each server is visited")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each server is visited")
     parser.add_argument("--overload", action="store_true", help="also: what becomes of them at 512 connections")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "safelight-bench-serving")
     parser.add_argument("--json", type=Path, help="a file for the figures of every visit")

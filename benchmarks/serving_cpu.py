@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import psutil
 
 
+GLANCE_S = 0.1
+SETTLE_S = 15.0
+
+
 @dataclass(slots=True)
 class Use:
     """Of the cores, while something was measured.
@@ -35,6 +39,17 @@ def watched(pid: int) -> Iterator[Use]:
     ]
     use.seconds = max(used[0], 0.01)
     use.strangers = max(0.0, used[2] - used[1] - used[0]) / (time.perf_counter() - begun)
+
+
+def settle(pid: int) -> None:
+    """Return when the process with this id, and all that it started, have nothing left to do, or after ``SETTLE_S``."""
+    family, begun = tree(pid), time.monotonic()
+    spent = cpu_seconds(family)
+    while time.monotonic() < begun + SETTLE_S:
+        time.sleep(GLANCE_S)
+        before, spent = spent, cpu_seconds(family)
+        if spent - before < GLANCE_S / 2:
+            return
 
 
 def cpu_seconds(family: Sequence[psutil.Process]) -> float:

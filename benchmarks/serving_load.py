@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving_cpu import watched
+from benchmarks.serving_cpu import settle, watched
 from benchmarks.serving_environments import HERE
 from benchmarks.serving_fleet import Server
 from benchmarks.serving_peers import Body
@@ -44,12 +44,13 @@ def write_bodies(folder: Path, body: Body, images: Sequence[bytes]) -> None:
 
 
 def visit(server: Server, bodies: Path, connections: int, seconds: int) -> Visit:
-    """Ask a server on so many connections, each with one request at a time."""
+    """Ask a server on so many connections, each with one request at a time; it has done all its work afterwards."""
     body = server.peer.body
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s"]
     command += [str(HERE / "visit.lua"), server.url, "--", str(bodies / body.kind), body.content_type]
     with watched(server.process.pid) as use:
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    settle(server.process.pid)
     seen = json.loads(said.splitlines()[-1])
     good = seen["answers"] - seen["refused"]
     failed = seen["refused"], seen["broken"]

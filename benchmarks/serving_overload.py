@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.serving_cpu import settle
 from benchmarks.serving_fleet import Server, ask, proportional_memory
 
 CONNECTIONS = (32, 64, 512)
@@ -51,6 +52,7 @@ def storm(server: Server, bodies: Path, image: bytes, seconds: int) -> Storm:
     except OSError:
         status = 0
     waited = 1000 * (time.perf_counter() - begun)
+    settle(server.process.pid)
     return Storm(server.peer.name, pressures, before, proportional_memory(server), waited, status)
 
 
