@@ -111,11 +111,15 @@ def test_no_process_has_a_challenger_before_all_have_loaded_it(models: Registry)
 
 
 def test_a_ramp_loads_nothing_anew(models: Registry) -> None:
-    """From the first share to the challenger's own life as champion, both loaded models stay the same objects."""
+    """From the first share to the challenger's own life as champion, both loaded models stay the same objects.
+
+    Nor is anything fetched anew, and only a new champion counts as a swap.
+    """
     replica, champion, challenger = with_challenger(models)
     models.challenge(challenger, 0.01, 1)
     replica.look()
-    begun = replica.participants[0].lineup()
+    begun, since = replica.participants[0].lineup(), replica.board.agreement().since
+    models.models.delete([f"{MODEL}/{challenger.version}/model.onnx"])
     for share, step in ((0.1, 2), (0.5, 3), (1.0, 4)):
         models.challenge(challenger, share, step)
         replica.look()
@@ -123,11 +127,12 @@ def test_a_ramp_loads_nothing_anew(models: Registry) -> None:
         now = replica.participants[0].lineup()
         assert now.champion is begun.champion
         assert now.challenger is begun.challenger
+        assert (replica.board.agreement().since, replica.board.agreement().swaps) == (since, 1)
     models.point_at(challenger)
     replica.look()
     assert replica.lineups() == {(challenger.version, None, 0.0, 0)}
     assert replica.participants[0].live_now() is begun.challenger
-    assert replica.board.generation == 6
+    assert (replica.board.generation, replica.board.agreement().swaps) == (6, 2)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -99,6 +99,25 @@ def test_the_two_are_compared(models: Registry, serve: Serve, odd: Odd, mode: Mo
     assert found["disagreed"] == (found["compared"] if disagree else 0)
 
 
+def test_two_versions_may_number_the_same_classes_otherwise(models: Registry, serve: Serve) -> None:
+    """They are compared by the classes' names."""
+    pair(models)
+    shuffled = tiny_models.DATASET.model_copy(update={"classes": ("square", "circle", "line"), "version": "f" * 16})
+    onnx_file = tiny_models.wrong_onnx(tiny_models.DATASET, 1)
+    challenger = tiny_models.register(
+        models.checkpoints, models.models, MODEL, 3, dataset=shuffled, onnx_file=onnx_file
+    )
+    models.challenge(challenger, 1.0)
+    client = begun(serve(), challenger)
+
+    def compared() -> bool:
+        asked(client, "anybody")
+        return bool(report(client)["compared"] >= 5)
+
+    wait_until(compared)
+    assert report(client)["disagreed"] == 0
+
+
 def test_a_shadow_answers_nobody(models: Registry, serve: Serve) -> None:
     """Whatever it does with its copies, they are counted as its own, and all answers are the champion's."""
     champion, challenger = pair(models, tiny_models.crashing_onnx)
