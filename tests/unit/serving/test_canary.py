@@ -116,9 +116,10 @@ def test_a_ramp_loads_nothing_anew(models: Registry) -> None:
     Nor is anything fetched anew, and only a new champion counts as a swap.
     """
     replica, champion, challenger = with_challenger(models)
+    since = replica.board.agreement().since
     models.challenge(challenger, 0.01, 1)
     replica.look()
-    begun, since = replica.participants[0].lineup(), replica.board.agreement().since
+    begun = replica.participants[0].lineup()
     models.models.delete([f"{MODEL}/{challenger.version}/model.onnx"])
     for share, step in ((0.1, 2), (0.5, 3), (1.0, 4)):
         models.challenge(challenger, share, step)
