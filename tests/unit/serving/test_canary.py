@@ -6,16 +6,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_server import MODEL, Registry, ReplicaByHand
+from live_server import MODEL, STARTED, Registry, ReplicaByHand
 from obstore.store import MemoryStore
 
+from pipeline.aliases import Canary
 from pipeline.artifacts import ModelVersion
 from pipeline.errors import StoreUnavailable
 from pipeline.store import Store
+from serving.agreement import PreparedCanary
+from serving.board import Board, new_board_file
 from serving.canary import Lineup, position
 from serving.canary_report import canary_report
+from serving.coordinator import Coordinator
 from serving.counts import Counts
 from serving.live_model import LiveModel
+from serving.model_files import Shelf
 from serving.settings import ServingSettings
 from serving.status import model_status
 from serving.swap import FATAL_DEATHS
@@ -113,10 +118,9 @@ def test_no_process_has_a_challenger_before_all_have_loaded_it(models: Registry)
 def test_a_ramp_loads_nothing_anew(models: Registry) -> None:
     """From the first share to the challenger's own life as champion, both loaded models stay the same objects.
 
-    Nor is anything fetched anew, and only a new champion counts as a swap.
+    Nor is anything fetched anew.
     """
     replica, champion, challenger = with_challenger(models)
-    since = replica.board.agreement().since
     models.challenge(challenger, 0.01, 1)
     replica.look()
     begun = replica.participants[0].lineup()
@@ -128,12 +132,26 @@ def test_a_ramp_loads_nothing_anew(models: Registry) -> None:
         now = replica.participants[0].lineup()
         assert now.champion is begun.champion
         assert now.challenger is begun.challenger
-        assert (replica.board.agreement().since, replica.board.agreement().swaps) == (since, 1)
     models.point_at(challenger)
     replica.look()
     assert replica.lineups() == {(challenger.version, None, 0.0, 0)}
     assert replica.participants[0].live_now() is begun.challenger
-    assert (replica.board.generation, replica.board.agreement().swaps) == (6, 2)
+    assert replica.board.generation == 6
+
+
+def test_a_share_that_moves_is_no_swap() -> None:
+    """The champion goes on being live since when it was: whoever proved it need not do so again."""
+    board = Board(new_board_file(1))
+    coordinator = Coordinator(MODEL, board, Shelf.new())
+    canary = Canary(challenger=CHALLENGER, share=0.1, started_at=STARTED)
+    for beside in (None, PreparedCanary(asked=canary, file=1), None):
+        coordinator.propose("champion", 0, beside)
+        assert coordinator.proposal
+        coordinator.commit(coordinator.proposal.prepared)
+        assert (board.agreement().live.asked, board.agreement().swaps) == (canary if beside else None, 1)
+        if coordinator.live.generation == 1:
+            coordinator.say(since=STARTED)
+        assert board.agreement().since == STARTED
 
 
 @pytest.mark.parametrize("processes", [1, 2])
