@@ -81,7 +81,8 @@ class Server:
         found = aliases.read_alias(self.models, MODEL, CHAMPION)
         assert found
         state = found[0]
-        if not self.stuck and not (state.canary and state.canary.challenger == self.refuses):
+        refused = state.canary and (self.stuck or state.canary.challenger == self.refuses)
+        if not refused:
             self.seen = state.canary
         if request.url.path == "/predict":
             return self._predict(request, str(state.version))

@@ -174,7 +174,7 @@ class TestHold:
     def test_what_may_be_chance_until_the_end_is_a_doubt(self) -> None:
         """Beyond a limit, if not for certain, when the time is over: back."""
         made = scene()
-        config = QUICK.model_copy(update={"steps": (0.5,), "more_errors": 0.0, "hold_s": 0.5, "step_s": 60})
+        config = QUICK.model_copy(update={"steps": (0.5,), "more_errors": 0.0, "hold_s": 0.5, "step_s": 0.5})
         clients = iter([0, 200])
 
         def now_and_then(_: Progress) -> None:
@@ -183,7 +183,7 @@ class TestHold:
                 server.challenger.errors = 1
 
         with pytest.raises(DeployFailed, match="this may still be chance"):
-            made.climb(config, each_round=now_and_then)
+            made.climb(config, each_round=now_and_then, questions=())
         assert made.state().canary is None
 
 
