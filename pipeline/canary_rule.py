@@ -167,7 +167,7 @@ def verdict(counts: Counts, limits: CanaryConfig, expected: float) -> Verdict:
         expected: share of the test images on which champion and challenger disagree, from 0 to 1.
     """
     few = lacking(counts, limits)
-    beyond = [found for found in _findings(counts, limits, expected, enough=not few) if found.beyond]
+    beyond = [found for found in _findings(counts, limits, expected) if found.beyond]
     if back := [found.clause for found in beyond if found.chance < CHANCE]:
         return Verdict("back", "; ".join(back))
     if beyond and not few:
@@ -189,10 +189,10 @@ def lacking(counts: Counts, limits: CanaryConfig) -> str:
     return ", ".join(f"{have:,} of {want:,} {what}" for have, want, what in wanted if have < want)
 
 
-def _findings(counts: Counts, limits: CanaryConfig, expected: float, *, enough: bool) -> Iterator[_Finding]:
+def _findings(counts: Counts, limits: CanaryConfig, expected: float) -> Iterator[_Finding]:
     yield _errors(counts, limits)
     yield _disagreement(counts, limits, expected)
-    if enough:  # a percentile of a few requests of the champion is none
+    if counts.champion.requests >= limits.minimum_requests:  # a percentile of fewer is none
         yield _time(counts, limits)
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import CanaryHeld, Conflict
 from pipeline.progress import OnProgress, Progress
 from pipeline.proof import Question
 from pipeline.registry import ModelManifest
-from pipeline.replay import Replay
+from pipeline.replay import Replay, Role
 from pipeline.replicas import FAILURE_GRACE_S, POLL_S, Replica, Replicas
 from pipeline.store import Store
 
@@ -196,8 +196,10 @@ class Step:
         if not quiet or self._replay.is_over or found.outcome == "go on":
             return False
         clients = [replica.client for replica, report in reports.items() if report and report.shows(self.canary)]
-        fewer = self._counts.challenger.requests < self._counts.champion.requests
-        doubt = self._replay.round(clients, "challenger" if fewer else "champion")
+        ours, theirs = self._counts.challenger.requests, self._counts.champion.requests
+        # The champion first: what it takes is known then, and a slow challenger is found out by a few requests.
+        lacking: Role = "challenger" if theirs >= max(self.ramp.config.minimum_requests, ours) else "champion"
+        doubt = self._replay.round(clients, lacking)
         if doubt:
             raise Doubt(doubt)
         return bool(clients)

@@ -7,6 +7,7 @@
 """
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,7 +18,10 @@ from pipeline.proof import CALLER, NOT_NOW, Question
 from pipeline.registry import ModelManifest
 
 ROUND = 50
-"""Test images between two looks at what the replicas have counted."""
+"""Test images between two looks at what the replicas have counted, at most."""
+
+ROUND_S = 2.0
+"""Seconds between them, of a challenger that takes its time."""
 
 SURE = 14
 """A caller of a share of 1/n is found among so many times n nearly always: e to the power of -14 is a millionth."""
@@ -68,9 +72,10 @@ class Replay:
         self._questions = self._questions or self._read()
         if not self._questions:
             self._left = 0
+        begun = time.monotonic()
         for _ in range(min(ROUND, self._left) if clients else 0):
             doubt = self._ask(clients[self.sent % len(clients)], lacking)
-            if doubt:
+            if doubt or time.monotonic() - begun > ROUND_S:
                 return doubt
         return None
 

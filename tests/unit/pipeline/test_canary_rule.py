@@ -58,7 +58,9 @@ class TestVerdict:
             (counted(seconds=took(ms25=200)), "go on", "0 of 200"),
             (counted(seconds=took(ms250=200)), "back", "200 of 200 requests to the challenger took longer than 24."),
             (counted(seconds=took(ms5=186, ms250=14)), "hold", "this may still be chance"),
-            (counted(20, seconds=took(ms250=20)), "hold", "20 of 200 requests"),
+            (counted(3, seconds=took(ms250=3)), "back", "3 of 3 requests to the challenger took longer than 24."),
+            (counted(2, seconds=took(ms250=2)), "hold", "2 of 200 requests"),
+            (counted(20, seconds=took(ms250=20), champion=199), "hold", "199 of 200 requests to the champion"),
             (Counts(), "hold", "0 of 200 requests to the challenger"),
         ],
     )
