@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import psutil
 
-
 GLANCE_S = 0.1
 SETTLE_S = 15.0
 

@@ -259,10 +259,9 @@ def tell(seen: Seen, swaps: Sequence[float], memory: Sequence[float], seconds: f
     settled = memory[tenth : 2 * tenth] or memory
     first, last = statistics.median(settled), statistics.median(memory[-tenth:])
     ordered = sorted(seen.seconds)
-    print(
-        f"{seconds / 60:.1f} minutes, {len(swaps)} swaps: {seen.answered:,} right answers "
-        f"({seen.answered / seconds:,.0f}/s) of {len(seen.versions)} versions; wrong {seen.wrong}, dropped {seen.broken}, refused {seen.refused}"
-    )
+    pace = seen.answered / seconds
+    print(f"{seconds / 60:.1f} minutes, {len(swaps)} swaps: {seen.answered:,} right answers ({pace:,.0f}/s)")
+    print(f"of {len(seen.versions)} versions; wrong {seen.wrong}, dropped {seen.broken}, refused {seen.refused}")
     middle, slow = _quantile(ordered, 0.5), _quantile(ordered, 0.99)
     print(f"latency p50 {middle:.2f} ms, p99 {slow:.2f} ms; clients were behind by {seen.behind_s:.2f} s at most")
     print(
