@@ -16,6 +16,7 @@ each other in a busy loop, and whoever takes one of their cores makes them up to
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ WARM_UP_S = 1
 def main() -> None:
     """Print the table."""
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     say_load("before")
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="safelight-serving-")))
