@@ -224,6 +224,15 @@ def test_a_challenger_may_see_other_pixels(models: Registry, serve: Serve, mode:
     assert report(client)["challenger"]["errors"] == 0
 
 
+def test_a_large_image_goes_the_same_way(models: Registry, serve: Serve) -> None:
+    """It is decoded by another thread before its turn comes."""
+    _, challenger = pair(models)
+    models.challenge(challenger, 1.0)
+    client = begun(serve(), challenger)
+    large = images.encode_png(tiny_models.picture(5, 400, 400))
+    assert asked(client, "anybody", large)["role"] == "challenger"
+
+
 def test_what_is_no_image_is_the_clients_mistake(models: Registry, serve: Serve) -> None:
     """No failure of the challenger's."""
     _, challenger = pair(models)
