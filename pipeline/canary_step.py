@@ -201,6 +201,7 @@ class Step:
         lacking: Role = "challenger" if theirs >= max(self.ramp.config.minimum_requests, ours) else "champion"
         doubt = self._replay.round(clients, lacking)
         if doubt:
+            self._count(self.ramp.replicas.each(self._asked))
             raise Doubt(doubt)
         return bool(clients)
 

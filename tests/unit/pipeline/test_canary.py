@@ -50,6 +50,7 @@ class Scene:
         expected: float = 0.1,
         timeout_s: float = 1,
         questions: Sequence[Question] = QUESTIONS,
+        still_wanted: Callable[[], object] = lambda: None,
     ) -> AliasState:
         """Let the challenger climb, with something that happens in each round."""
         ramp = Ramp(
@@ -62,6 +63,7 @@ class Scene:
             timeout_s=timeout_s,
             on_progress=each_round,
             on_step=self.steps.append,
+            still_wanted=still_wanted,
         )
         found = aliases.read_alias(self.models, MODEL, CHAMPION)
         assert found
@@ -211,6 +213,29 @@ class TestOthers:
         with pytest.raises(Conflict):
             made.climb(each_round=interfere)
         assert made.state().reason == "stopped by hand"
+
+    def test_whoever_is_told_to_stop_leaves_the_share(self) -> None:
+        """A run that is cancelled is no doubt: the challenger keeps what it has, and the same ramp goes on later."""
+        made, rounds = scene(), iter([None, None])
+
+        def cancelled() -> None:
+            if next(rounds, "cancelled"):
+                raise CanaryHeld("told to stop")
+
+        with pytest.raises(CanaryHeld, match="told to stop"):
+            made.climb(QUICK.model_copy(update={"step_s": 60}), still_wanted=cancelled)
+        found = made.state().canary
+        assert found
+        assert (found.share, made.steps) == (0.05, [])
+
+    def test_another_challenger_takes_the_place_of_one_that_was_left(self) -> None:
+        """A ramp begins at its first step, and counts anew, where another version's was held or set by hand."""
+        made = scene()
+        third = register(memory_store(), made.models, MODEL, 3).version
+        left = Canary(challenger=third, share=0.4, step=1, started_at=utc_now())
+        aliases.set_canary(made.models, MODEL, CHAMPION, left, reason="held")
+        made.climb()
+        assert [step.share for step in made.steps] == [0.05, 0.5]
 
     def test_a_replica_that_cannot_load_it(self) -> None:
         """One of two: the challenger goes back with that replica's reason."""

@@ -52,6 +52,19 @@ def test_everything_is_counted() -> None:
     assert reports[-1].done == sum(found.counts.values())
 
 
+def test_a_canary_of_a_version_that_is_gone_is_found() -> None:
+    """Whoever gets a share of the requests has to be complete, as the champion has."""
+    zones = synthetic.memory_zones()
+    one, two = (tiny_models.register(zones.checkpoints, zones.models, NAME, number).version for number in (1, 2))
+    aliases.set_alias(zones.models, NAME, aliases.CHAMPION, one, reason="first")
+    canary = aliases.Canary(challenger=two, share=0.1, started_at=NOW)
+    aliases.set_canary(zones.models, NAME, aliases.CHAMPION, canary, reason="10 %")
+    assert verify(zones).broken == ()
+    zones.models.delete([f"{NAME}/{two}/manifest.json"])
+    (found,) = verify(zones).broken
+    assert two in str(found)
+
+
 def test_raw_images_may_go_and_be_replaced() -> None:
     """A person's own images are theirs: one that is gone, or is another one by its etag, is no finding."""
     zones = synthetic.memory_zones()
