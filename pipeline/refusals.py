@@ -19,7 +19,12 @@ NO_CREDENTIALS = (
 )
 PASSING = ("status code: 408", "status code: 429", "<Code>RequestTimeout</Code>")
 """Refusals that say: later."""
-STRANGE = ("<Code>SignatureDoesNotMatch<", "<Code>InvalidAccessKeyId<", "<Code>AccessDenied<")
+STRANGE = (
+    "<Code>SignatureDoesNotMatch<",
+    "<Code>InvalidAccessKeyId<",
+    "<Code>AccessDenied<",
+    "(code: AccessDenied)",  # of one key among several that were to be removed
+)
 """Refusals of credentials, which obstore tells from others for some requests only."""
 
 

@@ -14,12 +14,16 @@ import duckdb
 import pytest
 import tiny_models
 from live_server import wait_until
+from pydantic import SecretStr
 from serving_process import MODEL, Serving, Start, point_at, register, restarted_store, store_pid
 
-from pipeline import images
+from pipeline import embedded_store, images
+from pipeline.errors import AccessDenied
+from pipeline.private_files import private_folder, write_private
 from pipeline.settings import Settings
-from pipeline.store import Store
-from pipeline.zones import Zones, open_zones
+from pipeline.store import Store, open_store
+from pipeline.store_users import STORE_USERS, identities
+from pipeline.zones import Zones, open_zones, reachable
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 FILE = re.compile(rf"{MODEL}/date=\d{{4}}-\d\d-\d\d/[A-Za-z0-9.-]+-\d+-[0-9a-f-]{{36}}\.parquet")
@@ -202,3 +206,35 @@ def test_a_server_that_is_told_to_keeps_no_log(zones: Zones, zone_settings: Sett
     asked(server, 3)
     assert server.end() == 0
     assert not list(zones.predictions.listing())
+
+
+def test_the_rights_of_the_stack_are_enough_and_no_more(
+    tmp_path: Path, request: pytest.FixtureRequest, start: Start
+) -> None:
+    """As ``serving`` a server follows its model and logs; as ``cli`` old predictions are removed, as ``worker`` not."""
+    keys = {user: (f"{user}-key", f"{user}-secret-{'x' * 20}") for user in STORE_USERS}
+    folder = private_folder(tmp_path / "home" / "store" / "conf")
+    write_private(folder / "s3.json", identities(("root-key", f"root-secret-{'x' * 20}"), keys))
+    request.addfinalizer(lambda: embedded_store.down(tmp_path / "home"))
+    root = reachable(Settings(home=tmp_path / "home", store_patience_s=5))
+    zones = open_zones(root)
+    version = register(zones, 1)
+    point_at(zones, version)
+    server = start(as_user(root, keys["serving"]))
+    server.wait_for(version)
+    answered = asked(server, 3)
+    assert server.end() == 0
+    assert bag(logged(zones.predictions, tmp_path / "copy")) == flat(answered)
+    (file,) = zones.predictions.listing()
+    for user in ("serving", "worker", "people", "events"):
+        with pytest.raises(AccessDenied):
+            open_store("s3://safelight-predictions", as_user(root, keys[user])).delete([file.key])
+    open_store("s3://safelight-predictions", as_user(root, keys["cli"])).delete([file.key])
+    assert not list(zones.predictions.listing())
+
+
+def as_user(settings: Settings, key: tuple[str, str]) -> Settings:
+    """The same store, seen by somebody else."""
+    return settings.model_copy(
+        update={"s3_access_key_id": SecretStr(key[0]), "s3_secret_access_key": SecretStr(key[1])}
+    )
