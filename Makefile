@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 export IMAGES ?=
 DETACH ?=
 KILLS ?= 100
+SECONDS ?= 60
 DOCKER ?= docker
 COMPOSE ?= $(DOCKER) compose
 QUIET_RUN = $(COMPOSE) --progress quiet run --rm --no-deps --no-TTY
@@ -26,7 +27,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak bench-serving soak-serving lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak fuzz bench-serving soak-serving lint format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -107,6 +108,10 @@ bench-serving: $(VENV)/.installed ## our server against LitServe, BentoML, Ray S
 
 soak-serving: $(VENV)/.installed-dev ## half an hour at 80 % of what the server can, with another version every 20 s (MINUTES=)
 	$(BIN)/python -m benchmarks.serving_soak --minutes $(or $(MINUTES),30)
+
+fuzz: $(VENV)/.installed-dev ## feed the image decoder with mutated files for SECONDS=60 (needs a wheel of atheris)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	mkdir -p $(VENV)/corpus && PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_decode.py $(VENV)/corpus -max_total_time=$(SECONDS)
 
 lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ from serving.predictor import Predictor
 from serving.problems import PROBLEM_CONTENT
 from serving.schemas import CanaryReport, Prediction, Predictions
 from serving.settings import ServingSettings
-from serving.uploads import is_multipart, uploads
+from serving.uploads import MAX_PARTS, is_multipart, uploads
 
 REPORT = "report.html"
 REPORT_POLICY = "; ".join(
@@ -53,7 +53,14 @@ _BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "image": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "minItems": 1,
+                            "maxItems": MAX_PARTS,
+                        }
+                    },
                 },
                 "encoding": {"image": {"contentType": "image/png, image/jpeg, application/octet-stream"}},
             },

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def gif_of_frames(frames: int, side: int = 16) -> bytes:
     return saved(pictures[0], "GIF", save_all=True, append_images=pictures[1:])
 
 
+@cache
 def small() -> Mapping[str, bytes]:
     """Of each kind one that is quickly made and fits into 64 KiB."""
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10 << 20)))

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hostile_images
 import numpy as np
 import pytest
+from decoder_property import decodes_or_refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -316,6 +318,14 @@ def test_an_image_at_the_limit_takes_a_bounded_amount_of_memory() -> None:
         pytest.skip("needs Linux")
     path = os.pathsep.join(map(str, (GOLDEN.parents[3], GOLDEN.parents[2])))
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
+
+
+@pytest.mark.parametrize("name", hostile_images.small())
+def test_hostile_files_are_decoded_or_refused(name: str) -> None:
+    """What the fuzzer begins with keeps the decoder's promise, whole and cut."""
+    data = hostile_images.small()[name]
+    for size in (len(data), len(data) // 2, 40):
+        decodes_or_refuses(data[:size])
 
 
 def test_too_many_bytes_are_refused_unread() -> None:
