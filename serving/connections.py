@@ -1,7 +1,7 @@
 """What a connection may cost: uvicorn's HTTP protocol, with the bounds on time and memory that it does not have.
 
 - **One look a second**, at all connections, in place of a timer for each request: a client that is too slow is given up
-  on a second later at the most, and a request that comes at once pays half a microsecond.
+  on a second later at the most, and a request that comes at once pays a microsecond.
 - **Slow clients**: a head has ``HEAD_S``, from its first byte or from the connection's first moment; a body has to
   bring ``RATE_BYTES`` in each ``RATE_S``, and the whole request has ``REQUEST_S``. Who reads an answer more slowly than
   that is cut off.
@@ -16,7 +16,6 @@
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -44,9 +43,6 @@ FRAMING: Final = 4
 """So many times the largest body a request may take on the wire: tiny chunks, or what follows after a refusal."""
 HELD_BODIES: Final = 8
 """So many of the largest bodies a process holds at once."""
-OFFER: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-OFFER_WITHIN: Final = 2048
-"""Where in a head an offer of another protocol is looked for."""
 TOO_LARGE: Final = f"The head of the request is over the limit of {HEAD_BYTES >> 10} KiB or {HEADERS} headers."
 
 
@@ -77,6 +73,7 @@ class Connection(HttpToolsProtocol):
         self._received = 0
         self._begun, self._before = time.monotonic(), 0
         self._held = 0
+        self._follows = False
         self._state: Literal["idle", "head", "body"] = "head"
         self._left: float | None = None
         self._window: tuple[object, float, int] = (None, 0.0, 0)
@@ -102,27 +99,23 @@ class Connection(HttpToolsProtocol):
         self._received += len(data)
         self._held += len(data)
         self._limits.held += len(data)
-        if self._state != "body" and OFFER.search(data, 0, OFFER_WITHIN):
-            head, blank, rest = data.partition(b"\r\n\r\n")
-            data = OFFER.sub(b"\r\ndeclined-upgrade:", head) + blank + rest
-        try:
-            self.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._refuse_unreadable(error)
-        else:
-            if self._state != "idle":
-                self._bound_memory()
+        self._feed(data)
+        if self._state != "idle" and self._left is None:
+            self._bound_memory()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self._state = "head"
+        self._follows = self._before == self._received
         self._begun, self._before = time.monotonic(), self._received
 
     def on_headers_complete(self) -> None:
         """Its head is there."""
         if len(self.headers) > HEADERS or len(self.pipeline) >= PIPELINED:
             raise _TooMuch
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            raise _Offered
         self.begin()
         self._state = "body"
 
@@ -153,6 +146,26 @@ class Connection(HttpToolsProtocol):
             self._look_at_request(now)
         elif self._is_idle and self._stands_still(self._received, now, 0, CROWDED_IDLE_S if crowded else KEEP_ALIVE_S):
             self.transport.close()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _Offered) and not self._follows and b"\r\n\r\n" in data:
+                self._decline(data)
+            else:
+                self._refuse_unreadable(error)
+        except httptools.HttpParserUpgrade as error:
+            self._refuse_unreadable(error)
+
+    def _decline(self, data: bytes) -> None:
+        """Read the request anew, without its offer; ``data`` is what ended its head."""
+        head = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._before = -1  # the same request, not one that follows
+        self._feed(b"\r\n".join([*head, b"", data.partition(b"\r\n\r\n")[2]]))
 
     @property
     def _is_idle(self) -> bool:
@@ -230,6 +243,10 @@ class Connection(HttpToolsProtocol):
 
 class _TooMuch(Exception):
     """A head of too many headers, or too many requests at once."""
+
+
+class _Offered(Exception):
+    """A request with an offer to speak another protocol."""
 
 
 def look_at_all(connections: Iterable[object], limits: Limits, now: float) -> None:

@@ -360,6 +360,8 @@ def test_an_offer_of_another_protocol_is_declined(server: Running, offer: bytes)
     )
     client = server.connect(head + b"Content-Length: 5\r\n\r\nhello")
     assert answer(client).endswith(b"\r\n\r\n5")
+    client.sendall(head + b"Content-Length: 70000\r\n\r\n" + bytes(70_000))
+    assert answer(client).endswith(b"\r\n\r\n70000")
     client.sendall(POST + b"Content-Length: 3\r\n\r\nabc")
     assert answer(client).endswith(b"\r\n\r\n3")
     client.close()
@@ -372,3 +374,13 @@ def test_what_was_refused_does_not_linger(server: Running) -> None:
     server.look(LINGER_S + 1)
     wait_until(lambda: not server.connections)
     client.close()
+
+
+def test_an_offer_behind_another_request_is_no_way_in(server: Running) -> None:
+    """Where one request could be read as part of another, it is refused."""
+    first = POST + b"Content-Length: 5\r\n\r\nhello"
+    offer = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
+    got = read(server.connect(first + offer))
+    assert got.count(b"HTTP/1.1 200 ") == 1
+    assert got.count(b"HTTP/1.1") == 1
+    assert server.refused == ["invalid"]
