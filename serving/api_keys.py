@@ -17,7 +17,7 @@ import hmac
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline import api_keys
 from pipeline.errors import InvalidInput, InvalidSettings
@@ -30,6 +30,11 @@ VARIABLE: Final = f"{SERVING_PREFIX}API_KEYS_FILE"
 OPEN: Final = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/favicon.ico"})
 OPEN_BELOW: Final = ("/v2/health/", "/static/", "/static-offline-docs/")
 CARRIERS: Final = frozenset({b"authorization", b"x-api-key"})
+SCHEMES: Final = {
+    "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "Bearer": {"type": "http", "scheme": "bearer"},
+}
+"""As OpenAPI calls them: either one will do."""
 REMEMBERED: Final = 1024
 """Headers at most, of accepted keys."""
 
@@ -95,6 +100,14 @@ class ApiKeys:
 def needs_key(path: str) -> bool:
     """Whether a path is one for which a key is asked, where there are keys."""
     return path not in OPEN and not path.startswith(OPEN_BELOW)
+
+
+def describe_keys(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document which of its operations ask for a key, and how it is sent."""
+    document["components"]["securitySchemes"] = SCHEMES
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if needs_key(path) else ():
+            operation["security"] = [{name: []} for name in SCHEMES]
 
 
 def _credential(value: bytes) -> bytes:

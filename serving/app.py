@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from pipeline.store import Store
 from serving import cores
-from serving.api_keys import ApiKeys
+from serving.api_keys import ApiKeys, describe_keys
 from serving.board import Board, new_board_file
 from serving.counts import Counts
 from serving.cross_origin import CrossOrigin
@@ -95,6 +95,8 @@ def create_worker_app(
         [(Problem, "serialization"), (RequestObject, "validation")], ref_template="#/components/schemas/{model}"
     )
     app.openapi()["components"]["schemas"] |= described["$defs"]
+    if settings.api_keys_file:
+        describe_keys(app.openapi())
     threads = settings.threads or cores.share(cores.of_this_machine(), settings.processes)
     queue_s = settings.queue_ms / 1000 if settings.queue_ms else None
     app.state.server = Server(

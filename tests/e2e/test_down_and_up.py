@@ -79,8 +79,13 @@ def test_a_secret_of_one_s_own_may_be_weak_here_and_not_on_a_wide_address() -> N
         weak.down()
 
 
-def test_bound_wide_the_ui_answers_under_the_machine_s_own_address(stack: Stack) -> None:
-    """On all addresses the UI is reached by the machine's own, and asks the API at the address that it came from."""
+def test_bound_wide_the_ui_answers_under_the_machine_s_own_address(
+    stack: Stack, live: str, few: dict[str, bytes]
+) -> None:
+    """On all addresses the UI is reached by the machine's own, and asks the API at the address that it came from.
+
+    The inference server asks for a key then, which a deployment has; back on loopback it asks for none.
+    """
     at = f"http://{outer_address()}:{stack.ports['prefect']}"
     stack.run("make", "up", timeout=400, environ=WIDE)
     try:
@@ -88,7 +93,17 @@ def test_bound_wide_the_ui_answers_under_the_machine_s_own_address(stack: Stack)
         assert settings["api_url"].startswith("/")
         assert httpx.get(f"{at}/api/admin/settings", timeout=30, trust_env=False).status_code == 401
         assert httpx.get(f"{at}/api/admin/settings", auth=stack.runs.login, timeout=30, trust_env=False).is_success
+        _inference_asks_for_a_key(stack, next(iter(few.values())))
     finally:
         stack.up()
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{at}/ui-settings", timeout=5, trust_env=False)
+    wait_until(lambda: stack.answers(few), 30, "the inference server still asks for a key")
+
+
+def _inference_asks_for_a_key(stack: Stack, image: bytes) -> None:
+    at = f"http://{outer_address()}:{stack.gateway.rpartition(':')[2]}/predict"
+    wait_until(lambda: httpx.post(at, content=image, trust_env=False).status_code == 401, 30, "it asks for no key")
+    key = stack.secrets()["people_api_key"]
+    assert key in stack.run("make", "secrets").stdout
+    assert httpx.post(at, content=image, headers={"X-API-Key": key}, trust_env=False).is_success

@@ -160,6 +160,17 @@ def test_a_browser_that_follows_a_link_asks_its_user(locked: httpx.Client) -> No
     assert locked.get(f"/v2/models/{MODEL}", headers=link, auth=("", KEY)).status_code == 200
 
 
+def test_the_document_says_which_operations_ask_for_a_key(locked: httpx.Client, client: httpx.Client) -> None:
+    """Those that need one name both ways to send it; a server without keys names none."""
+    document = locked.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"].keys() == {"X-API-Key", "Bearer"}
+    for path, operations in document["paths"].items():
+        asks = locked.get(path.replace("{name}", MODEL).replace("{version}", "x")).status_code == 401
+        for operation in operations.values():
+            assert operation.get("security", []) == ([{"X-API-Key": []}, {"Bearer": []}] if asks else [])
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
 def test_no_page_elsewhere_may_ask(client: httpx.Client) -> None:
     """Without the setting, no answer has a header that would let a page of another origin read it."""
     elsewhere = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
