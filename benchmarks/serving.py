@@ -10,7 +10,7 @@ The other servers come from the package registry at first use, each into an envi
 (``apt-get install wrk nghttp2-client``). Nothing is refused on a busy machine: its load is told, and how many cores
 other programs had. Ratios to the naive server mean something only where that is next to none: torch's threads wait for
 each other in a busy loop, and whoever takes one of their cores makes them up to a hundred times slower. There
-``--tries`` repeats a disturbed visit, and ``--reference fastapi-onnx`` compares with a server that bears it.
+``--patience`` waits for a quiet moment, and ``--reference fastapi-onnx`` compares with a server that bears it.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--reference", choices=names, default="naive", help="what the others are compared with")
     parser.add_argument("--connections", type=int, nargs="+")
     parser.add_argument("--seconds", type=int, default=4, help="of each visit")
-    parser.add_argument("--tries", type=int, default=1, help="visits at most, while other programs use the cores")
+    parser.add_argument("--patience", type=float, default=0, help="seconds for which a visit waits for idle cores")
     parser.add_argument("--rounds", type=int, default=3, help="how often each server is visited")
     parser.add_argument("--overload", action="store_true", help="also: what becomes of them at 512 connections")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "safelight-bench-serving")
@@ -165,7 +165,7 @@ def measured(
         contenders[server.peer.name] = partial(visits, server, bodies, options)
         visit(server, bodies, max(options.connections), WARM_UP_S)
     if bound:
-        measure = partial(quietest, partial(bound[1], options.seconds), options.tries)
+        measure = partial(quietest, partial(bound[1], options.seconds), options.patience)
         contenders[ALONE] = lambda: dict.fromkeys(options.connections, measure())
     reached = rounds(contenders, options.rounds)
     rows = [
@@ -185,7 +185,7 @@ def measured(
 def visits(server: Server, bodies: Path, options: argparse.Namespace) -> dict[int, Visit]:
     """One for each number of connections."""
     return {
-        count: quietest(partial(visit, server, bodies, count, options.seconds), options.tries)
+        count: quietest(partial(visit, server, bodies, count, options.seconds), options.patience)
         for count in options.connections
     }
 

@@ -63,6 +63,13 @@ def cpu_seconds(family: Sequence[psutil.Process]) -> float:
     return total
 
 
+def cores_in_use(seconds: float) -> float:
+    """By anybody, in the mean of the seconds to come."""
+    before = machine_seconds()
+    time.sleep(seconds)
+    return (machine_seconds() - before) / seconds
+
+
 def client_seconds() -> float:
     """That this process and those that it has waited for have used."""
     return sum(os.times()[:4])

@@ -5,17 +5,19 @@ Both come from the system's packages (``apt-get install wrk nghttp2-client``).
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving_cpu import settle, watched
+from benchmarks.serving_cpu import cores_in_use, settle, watched
 from benchmarks.serving_environments import HERE
 from benchmarks.serving_fleet import Server
 from benchmarks.serving_peers import Body
 
 TIMEOUT_S = 30
-QUIET = 0.2
+GLANCE_S = 1.0
+QUIET = 0.25
 """Cores that other programs may have before a visit counts as disturbed; the idle servers are among them."""
 
 
@@ -57,11 +59,12 @@ def visit(server: Server, bodies: Path, connections: int, seconds: int) -> Visit
     return Visit(good / seen["seconds"], good / use.seconds, use.strangers, seen["p50_ms"], seen["p99_ms"], *failed)
 
 
-def quietest(visits: Callable[[], Visit], tries: int) -> Visit:
-    """The visit, again while strangers used the cores, so many times at most: the one that they disturbed least."""
-    best = visits()
-    for _ in range(tries - 1):
-        if best.strangers <= QUIET:
-            break
-        best = min(best, visits(), key=lambda seen: seen.strangers)
+def quietest(visits: Callable[[], Visit], patience_s: float) -> Visit:
+    """A visit that waits for a moment without strangers, and again while they disturb it, for so long; the best one."""
+    end, best = time.monotonic() + patience_s, None
+    while best is None or (best.strangers > QUIET and time.monotonic() < end):
+        while time.monotonic() < end and cores_in_use(GLANCE_S) > QUIET:
+            pass
+        seen = visits()
+        best = seen if best is None else min(best, seen, key=lambda each: each.strangers)
     return best
