@@ -228,7 +228,7 @@ def test_a_gateway_in_front_is_refused(
 
     version = register(zones, dataset, 1)
     with replicas(zone_settings, tmp_path) as (settings, servers):
-        gateway = Proxy(f"http://{ONE}:{servers[ONE].port}", Announced)
+        gateway = Proxy(f"http://{ONE}:{servers[ONE].client.base_url.port}", Announced)
         with listening(gateway):
             through = settings.model_copy(update={"inference_url": gateway.url})
             with pytest.raises(DeployFailed, match="is a gateway, behind which replicas hide"):
