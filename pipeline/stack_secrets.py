@@ -8,9 +8,12 @@ Decisions:
 - **Nothing secret is in an environment variable, a command line or an image**; not even at rotation, where a person's
   own value comes by standard input.
 - **Wider than this machine only with strong secrets**: generated ones are; a person's own are looked at.
+- **Whether the inference server asks for keys is decided when the stack is started.** A rotation leaves that as it is:
+  whoever rotates need not have set STACK_BIND as whoever started the stack had.
 - Only the standard library and our own: this runs at each ``docker compose up`` before anything else may start.
 """
 
+import dataclasses
 import fcntl
 import os
 import sys
@@ -18,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import api_keys
 from pipeline.errors import InvalidInput, InvalidSettings, LocalServiceFailed, SafelightError
 from pipeline.private_files import unusable, write_private
 from pipeline.secret_values import (
@@ -105,7 +109,7 @@ def rotate(root: Path, stack: Stack, name: str, value: str | None = None) -> tup
         write_private(root / ALL / secret.file, values[secret.file])
         if name == "root":
             (root / "object-store" / "security.toml").unlink(missing_ok=True)  # certificates are made anew with it
-        _hand_out(root, values, stack)
+        _hand_out(root, values, dataclasses.replace(stack, keys=_asks_now(root, stack)))
     by_file = stack.store == "seaweedfs" and secret.file.endswith("_secret_key")
     tells = stack.store == "silo" and stack.webhook and name == "uploads"
     return ("object-store", *secret.services) if by_file or tells else secret.services
@@ -174,6 +178,14 @@ def _alone(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _asks_now(root: Path, stack: Stack) -> bool:
+    """Whether the inference server asks for a key as it was told last; as ``stack`` says where it was told nothing yet."""
+    told = root / "serving" / "api_keys"
+    if not told.is_file():
+        return stack.asks_for_keys
+    return api_keys.read(told.read_text(encoding="utf-8"), str(told)) is not None
 
 
 def _read(root: Path) -> dict[str, str]:

@@ -6,9 +6,13 @@ import socket
 
 import httpx
 import pytest
+import tiny_models
 from e2e.stack import MODEL, SERVICES, Stack, outer_address
 
+from pipeline import images
+
 FLOWS = {"import", "prepare", "train", "evaluate", "promote", "pipeline", "deploy", "rollback"}
+PNG = images.encode_png(tiny_models.picture(5))
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -60,11 +64,16 @@ def test_without_a_model_the_server_lives_and_is_not_ready(stack: Stack) -> None
     with httpx.Client(base_url=f"http://{server}:8080", timeout=10, trust_env=False) as client:
         assert client.get("/v2/health/live").status_code == 200
         assert client.get("/v2/health/ready").status_code == 503
-        answer = client.post("/predict", content=b"\x89PNG")
+        answer = client.post("/predict", content=PNG)
         assert answer.status_code == 503
+        assert answer.headers["content-type"] == "application/problem+json"
         assert MODEL in answer.json()["detail"]
+        assert answer.json()["error"] == answer.json()["detail"]
+        assert client.post("/predict", content=PNG[:4]).status_code == 422
     with httpx.Client(base_url=stack.gateway, timeout=10, trust_env=False) as client:
-        assert client.post("/predict", content=b"\x89PNG").status_code == 503
+        answer = client.post("/predict", content=PNG)
+        assert answer.status_code == 503
+        assert answer.json()["error"] == answer.json()["detail"]
         assert client.get("/v2/health/ready").status_code == 503
         assert "Safelight" in client.get("/").text
 

@@ -309,6 +309,16 @@ def test_a_key_is_rotated_and_nothing_starts_anew(root: Path) -> None:
     assert stack_secrets.rotate(root, Stack(keys=True), "pipeline-key") == ("worker",)
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_rotation_opens_and_closes_nothing(root: Path, asks: bool) -> None:
+    """Whoever rotates a secret from another shell than the one that bound the stack wide leaves the server as it is."""
+    write(root, Stack(bind="192.0.2.7", keys=asks))
+    for stack in (Stack(), Stack(bind="192.0.2.7"), Stack(keys=not asks)):
+        stack_secrets.rotate(root, stack, "serving")
+        good = api_keys.read((root / "serving" / "api_keys").read_text(), "api_keys")
+        assert (good is not None) == asks
+
+
 def test_people_are_shown_what_they_need(root: Path) -> None:
     """Prefect's login and Grafana's, the store's key for people and its root; before the first start, what to do."""
     with pytest.raises(InvalidInput, match="make up"):
