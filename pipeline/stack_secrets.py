@@ -181,7 +181,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _asks_now(root: Path, stack: Stack) -> bool:
-    """Whether the inference server asks for a key as it was told last; as ``stack`` says where it was told nothing yet."""
+    """Whether the inference server asks for a key as it was told last, or as ``stack`` says where it was not told."""
     told = root / "serving" / "api_keys"
     if not told.is_file():
         return stack.asks_for_keys

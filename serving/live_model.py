@@ -98,7 +98,7 @@ class Answers:
 
 
 def warm_up(model: OnnxModel, pixels: PixelSpec, classes: int, images: int) -> float:
-    """Make the first answers, on noise, so that no client waits for them; seconds of this thread that the quickest took.
+    """Make the first answers, on noise, so that no client waits for them; seconds that the quickest took of this thread.
 
     What other programs take of the machine meanwhile does not count: it is no reason to take a quick model for slow.
 

@@ -1,10 +1,13 @@
 """The end: taken down and brought up again, nothing is lost; secrets can be renewed, and weak ones are refused."""
 
 import secrets
+from collections import Counter
+from pathlib import Path
 
+import duckdb
 import httpx
 import pytest
-from e2e.stack import MODEL, SERVICES, Stack, open_stack, outer_address, wait_until
+from e2e.stack import MODEL, ROOT, SERVICES, Stack, open_stack, outer_address, wait_until
 from e2e.stored import Stored
 from e2e.traffic import ask_all
 
@@ -32,10 +35,34 @@ def test_down_and_up_loses_nothing(stack: Stack, live: str, few: dict[str, bytes
     stack.runs.completed(stack.runs.start("deploy", model=live))
 
 
+def test_what_was_answered_is_read_by_readme_s_query(
+    stack: Stack, live: str, few: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Stopped, the server has stored each answer once; people read it with their key, and README's query counts it."""
+    ours = secrets.token_hex(4)
+    said: Counter[str] = Counter()
+    for number, image in enumerate(few.values()):
+        answer = httpx.post(f"{stack.gateway}/predict", content=image, headers={"X-Request-Id": f"{ours}-{number}"})
+        said[answer.json()["label"]] += 1
+    version = stack.version()
+    stack.compose("restart", "serving")
+    predictions = stack.stored.zone("predictions")
+    for key in [each.key for each in predictions.listing() if each.key.startswith(f"{live}/")]:
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(predictions.get(key))
+    query = (ROOT / "README.md").read_text(encoding="utf-8").split("```sql")[1].split("```")[0].partition(";")[2]
+    assert (query.count("s3://safelight-predictions/"), query.count("WHERE ")) == (1, 1)
+    query = query.replace("s3://safelight-predictions/", f"{tmp_path}/")
+    rows = duckdb.sql(query.replace("WHERE ", f"WHERE request_id LIKE '{ours}-%' AND ")).fetchall()
+    assert {label: count for _, _, _, label, count, _ in rows} == said
+    assert {(each[1], each[2]) for each in rows} == {(version, "champion")}
+    wait_until(lambda: stack.answers(few), 30, "the model does not answer again")
+
+
 def test_make_secrets_shows_what_opens_the_doors(stack: Stack) -> None:
     """What it prints for people is accepted by the Prefect server and by the object store."""
     shown = stack.run("make", "secrets").stdout
-    for each in (*stack.runs.login, *stack.credentials("people")):
+    for each in (*stack.runs.login, *stack.credentials("people"), stack.secret("people_api_key")):
         assert each in shown.split()
     assert stack.stored.versions()
 
@@ -79,12 +106,12 @@ def test_a_secret_of_one_s_own_may_be_weak_here_and_not_on_a_wide_address() -> N
         weak.down()
 
 
-def test_bound_wide_the_ui_answers_under_the_machine_s_own_address(
+def test_bound_wide_it_answers_under_the_machine_s_own_address_and_asks_who_is_there(
     stack: Stack, live: str, few: dict[str, bytes]
 ) -> None:
-    """On all addresses the UI is reached by the machine's own, and asks the API at the address that it came from.
+    """On all addresses: the UI asks the API at the address that it came from; an image needs a key, and flows have one.
 
-    The inference server asks for a key then, which a deployment has; back on loopback it asks for none.
+    Bound to loopback again, no key is needed, and nobody else gets through.
     """
     at = f"http://{outer_address()}:{stack.ports['prefect']}"
     stack.run("make", "up", timeout=400, environ=WIDE)
@@ -93,17 +120,29 @@ def test_bound_wide_the_ui_answers_under_the_machine_s_own_address(
         assert settings["api_url"].startswith("/")
         assert httpx.get(f"{at}/api/admin/settings", timeout=30, trust_env=False).status_code == 401
         assert httpx.get(f"{at}/api/admin/settings", auth=stack.runs.login, timeout=30, trust_env=False).is_success
-        _inference_asks_for_a_key(stack, next(iter(few.values())))
+        asks_for_a_key(stack, few)
+        stack.run("make", "rotate", "SECRET=people-key")  # from a shell that does not know of the wide binding
+        stack.forget()
+        asks_for_a_key(stack, few)
+        stack.runs.completed(stack.runs.start("deploy", model=live))
     finally:
         stack.up()
+    wait_until(lambda: stack.answers(few), 30, "a key is still needed")
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{at}/ui-settings", timeout=5, trust_env=False)
-    wait_until(lambda: stack.answers(few), 30, "the inference server still asks for a key")
 
 
-def _inference_asks_for_a_key(stack: Stack, image: bytes) -> None:
-    at = f"http://{outer_address()}:{stack.gateway.rpartition(':')[2]}/predict"
-    wait_until(lambda: httpx.post(at, content=image, trust_env=False).status_code == 401, 30, "it asks for no key")
-    key = stack.secrets()["people_api_key"]
-    assert key in stack.run("make", "secrets").stdout
-    assert httpx.post(at, content=image, headers={"X-API-Key": key}, trust_env=False).is_success
+def asks_for_a_key(stack: Stack, few: dict[str, bytes]) -> None:
+    """Assert that the machine's own address answers an image that comes with people's key, and no other."""
+    key, image = stack.secret("people_api_key"), next(iter(few.values()))
+    base = f"http://{outer_address()}:{stack.ports['inference']}"
+    with httpx.Client(base_url=base, timeout=30, trust_env=False) as client:
+
+        def answered(**headers: str) -> int:
+            return client.post("/predict", content=image, headers=headers).status_code
+
+        wait_until(lambda: answered(Authorization=f"Bearer {key}") == 200, 10, "people's key is not good")
+        assert answered() == answered(Authorization=f"Bearer {key}x") == 401
+        assert client.get("/").status_code == client.get("/v2/health/ready").status_code == 200
+        assert client.get("/metrics").status_code == 404
+        assert client.get(f"/v2/models/{MODEL}").status_code == 401
