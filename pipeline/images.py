@@ -21,8 +21,6 @@ Nothing is set globally here. Who decodes in several threads calls ``cv2.setNumT
 would otherwise start threads of its own in each of them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -116,9 +114,13 @@ def read_header(data: bytes) -> ImageHeader:
     Raises:
         InvalidImage: the bytes are not an image that ``decode`` reads; its text is a clause that says why.
     """
-    with _as_invalid_image(data):
-        image = examine(data)
+    image = examined(data)
+    try:
         return _header(image, None if _is_for_opencv(image) else _opened(image))
+    except InvalidImage:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise _invalid(data, error) from error
 
 
 def decode(data: bytes, spec: PixelSpec) -> NDArray[np.uint8]:
@@ -143,8 +145,12 @@ def examined(data: bytes) -> EncodedImage:
     Raises:
         InvalidImage: the bytes are no image that may be decoded; its text is a clause that says why.
     """
-    with _as_invalid_image(data):
+    try:
         return examine(data)
+    except InvalidImage:
+        raise
+    except Exception as error:
+        raise _invalid(data, error) from error
 
 
 def decode_examined(image: EncodedImage, spec: PixelSpec) -> NDArray[np.uint8]:
@@ -162,13 +168,17 @@ def decode_with_header(data: bytes, spec: PixelSpec) -> tuple[ImageHeader, NDArr
 
 
 def _decoded(image: EncodedImage, spec: PixelSpec) -> tuple[ImageHeader, NDArray[np.uint8]]:
-    with _as_invalid_image(image.data):
+    try:
         opened = None if _is_for_opencv(image) else _opened(image)
         header = _header(image, opened)
         offered = REDUCTIONS if _is_plain_jpeg(image) else ()
         reduction = largest_reduction(header.height, header.width, spec, offered)
         pixels = _by_opencv(image, reduction) if opened is None else _by_pillow(image, opened)
         return header, fitted(_upright(pixels, image.orientation), spec, reduction)
+    except InvalidImage:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes, KeyError and MemoryError included
+        raise _invalid(image.data, error) from error
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -180,15 +190,9 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return bytes(encoded)
 
 
-@contextmanager
-def _as_invalid_image(data: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises into InvalidImage."""
-    try:
-        yield
-    except InvalidImage:
-        raise
-    except Exception as error:  # decoders raise anything on damaged bytes, KeyError and MemoryError included
-        raise InvalidImage(_reason(format_of(data), error)) from error
+def _invalid(data: bytes, error: Exception) -> InvalidImage:
+    """Whatever a decoder raised, as InvalidImage."""
+    return InvalidImage(_reason(format_of(data), error))
 
 
 def _reason(format_name: str, error: Exception) -> str:

@@ -176,12 +176,12 @@ def _answered(jobs: Sequence[Job], live: LiveModel, model: OnnxModel, top_k: int
         failed = ModelFailed(f"Version {live.manifest.version} failed on this image; the server's log has the details.")
         failed.__cause__ = error
         return [failed]
-    best = best_of(probabilities, top_k)
+    best, likely = best_of(probabilities, top_k)
     outcomes: list[Outcome] = []
     start = 0
     for job in jobs:
         end = start + len(job.sent)
-        outcomes.append(Answers(live, role, probabilities[start:end], best[start:end], job.digests))
+        outcomes.append(Answers(live, role, probabilities[start:end], best[start:end], likely[start:end], job.digests))
         start = end
     return outcomes
 

@@ -1,14 +1,10 @@
 """Answers as the JSON that ``schemas.Prediction`` and ``schemas.Predictions`` describe; the bytes of both paths."""
 
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import orjson
 
 from serving.live_model import Answers
-
-DECIMALS: Final = 6
-"""Of a probability in an answer; float32 carries no more."""
 
 
 def json_of(answers: Answers, request_id: str) -> bytes:
@@ -21,9 +17,6 @@ def predictions(answers: Answers, request_id: str) -> list[dict[str, Any]]:
     """A prediction for each image, as ``schemas.Prediction`` has it."""
     manifest = answers.live.manifest
     classes = manifest.classes
-    best = np.asarray(answers.best)
-    likely = np.take_along_axis(answers.probabilities, best, 1).astype(np.float64)
-    rounded = np.minimum(likely.round(DECIMALS), 1.0).tolist()
     return [
         {
             "label": classes[indexes[0]],
@@ -37,5 +30,5 @@ def predictions(answers: Answers, request_id: str) -> list[dict[str, Any]]:
             "role": answers.role,
             "request_id": request_id,
         }
-        for indexes, shown in zip(answers.best, rounded, strict=True)
+        for indexes, shown in zip(answers.best, answers.likely, strict=True)
     ]

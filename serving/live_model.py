@@ -30,6 +30,8 @@ SLOW_ROUND_S: Final = 0.05
 """The same of the thread that computes slow models; a longer batch is hardly cheaper, and makes who comes next wait."""
 LARGEST_BATCH: Final = 64
 WARM_UPS: Final = 3
+DECIMALS: Final = 6
+"""Of a probability in an answer; float32 carries no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Answers:
     Attributes:
         probabilities: float32 (N, classes).
         best: of each image, the most probable classes by index, best first.
+        likely: their probabilities, as they are shown: rounded to ``DECIMALS``.
         digests: SHA-256 of each image as it was sent; of pixels, of their bytes.
     """
 
@@ -94,11 +97,12 @@ class Answers:
     role: Role
     probabilities: NDArray[np.float32]
     best: list[list[int]]
+    likely: list[list[float]]
     digests: list[bytes]
 
 
 def warm_up(model: OnnxModel, pixels: PixelSpec, classes: int, images: int) -> float:
-    """Make the first answers, on noise, so that no client waits for them; seconds that the quickest took of this thread.
+    """Make the first answers, on noise, so that no client waits for them; the quickest one's seconds of this thread.
 
     What other programs take of the machine meanwhile does not count: it is no reason to take a quick model for slow.
 
@@ -117,7 +121,8 @@ def warm_up(model: OnnxModel, pixels: PixelSpec, classes: int, images: int) -> f
     return min(took)
 
 
-def best_of(probabilities: NDArray[np.float32], top_k: int) -> list[list[int]]:
-    """The ``top_k`` most probable classes of each row, best first; of equals, the first."""
-    best: list[list[int]] = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k].tolist()
-    return best
+def best_of(probabilities: NDArray[np.float32], top_k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """The ``top_k`` most probable classes of each row, best first (of equals, the first), and their probabilities."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    likely = np.take_along_axis(probabilities, best, 1).astype(np.float64).round(DECIMALS)
+    return best.tolist(), np.minimum(likely, 1.0).tolist()

@@ -132,11 +132,13 @@ class SecondOpinions:
             self._warn(other, error)
             return
         took = time.thread_time() - begun
-        best = best_of(probabilities, len(answers.best[0]))
+        best, likely = best_of(probabilities, len(answers.best[0]))
         self._compare(answers, other, best)
         if answers.role == "champion":
             seconds = max(took, question.seconds + took - answers.live.image_s * len(best))
-            self._counts.predicted(Answers(other, "challenger", probabilities, best, answers.digests[:IMAGES]), seconds)
+            self._counts.predicted(
+                Answers(other, "challenger", probabilities, best, likely, answers.digests[:IMAGES]), seconds
+            )
 
     def _warn(self, other: LiveModel, error: Exception) -> None:
         """Once for each model: the counts tell how often."""

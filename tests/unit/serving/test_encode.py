@@ -4,7 +4,7 @@ from live_server import Registry
 from serving_parts import live_of
 
 from serving.encode import json_of
-from serving.live_model import Answers, LiveModel
+from serving.live_model import Answers, LiveModel, best_of
 from serving.schemas import Prediction, Predictions
 
 
@@ -17,8 +17,7 @@ def live(models: Registry) -> LiveModel:
 def answers(live: LiveModel, *rows: list[float]) -> Answers:
     """Of so many images, two classes each."""
     found = np.array(rows, np.float32)
-    best = np.argsort(-found, axis=1)[:, :2].tolist()
-    return Answers(live, "champion", found, best, [b""] * len(rows))
+    return Answers(live, "champion", found, *best_of(found, 2), [b""] * len(rows))
 
 
 def test_one_image_is_one_prediction(live: LiveModel) -> None:

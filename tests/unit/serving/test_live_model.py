@@ -75,5 +75,5 @@ def test_warming_up_refuses_a_model_of_other_classes(models: Registry) -> None:
 def test_the_best_come_first_and_ties_keep_their_order() -> None:
     """As many classes as asked for, or all of them."""
     rows = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], np.float32)
-    assert best_of(rows, 2) == [[1, 2], [0, 2]]
-    assert best_of(rows, 9) == [[1, 2, 0], [0, 2, 1]]
+    assert best_of(rows, 2) == ([[1, 2], [0, 2]], [[0.5, 0.3], [0.4, 0.4]])
+    assert best_of(rows, 9)[0] == [[1, 2, 0], [0, 2, 1]]
