@@ -207,3 +207,12 @@ def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) 
     assert headers.get_list("referrer-policy") == ["no-referrer"]
     assert headers.get_list("x-frame-options") == ["DENY"]
     assert "server" not in headers
+
+
+def test_a_real_server_follows_its_file(locked: httpx.Client, tmp_path: Path) -> None:
+    """A key that is taken back is refused a moment later, and one that was added is good."""
+    key_file(tmp_path, {"lab": OTHER})
+    wait_until(lambda: locked.get(f"/v2/models/{MODEL}", headers=GOOD).status_code == 401)
+    assert locked.post("/predict", content=PNG, headers={"X-API-Key": OTHER}).status_code == 200
+    key_file(tmp_path, None)
+    wait_until(lambda: locked.post("/predict", content=PNG).status_code == 200)

@@ -11,10 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from live_server import wait_until
 
+from serving import connections
 from serving.connections import HEAD_BYTES, HEADERS, LINGER_S, Connection, Limits, look_at_all
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -384,3 +386,11 @@ def test_an_offer_behind_another_request_is_no_way_in(server: Running) -> None:
     assert got.count(b"HTTP/1.1 200 ") == 1
     assert got.count(b"HTTP/1.1") == 1
     assert server.refused == ["invalid"]
+
+
+def test_a_real_server_looks_at_its_connections(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so by itself, about once a second."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.1)
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as waiting:
+        waiting.sendall(b"GET / HT")
+        assert is_problem(read(waiting), 408)
