@@ -51,9 +51,11 @@ def visit(server: Server, bodies: Path, connections: int, seconds: int) -> Visit
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s"]
     command += [str(HERE / "visit.lua"), server.url, "--", str(bodies / body.kind), body.content_type]
     with watched(server.process.pid) as use:
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     settle(server.process.pid)
-    seen = json.loads(said.splitlines()[-1])
+    if done.returncode:  # it cannot be connected to any more
+        return Visit(0, 0, use.strangers, broken=connections)
+    seen = json.loads(done.stdout.splitlines()[-1])
     good = seen["answers"] - seen["refused"]
     failed = seen["refused"], seen["broken"]
     return Visit(good / seen["seconds"], good / use.seconds, use.strangers, seen["p50_ms"], seen["p99_ms"], *failed)

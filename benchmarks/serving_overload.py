@@ -68,7 +68,7 @@ def pressure(server: Server, bodies: Path, connections: int, seconds: int) -> Pr
         except subprocess.TimeoutExpired:  # as long as a server closes connections, it opens new ones
             process.kill()
     rows = [line.split() for line in log.read_text(encoding="ascii").splitlines()]
-    end = int(rows[0][0]) + 1_000_000 * seconds
+    end = int(rows[0][0]) + 1_000_000 * seconds if rows else 0
     counted = [(status[0], int(took) / 1000) for begun, status, took in rows if int(begun) + int(took) <= end]
     accepted = sorted(took for status, took in counted if status == "2")
     refused = sum(status in "345" for status, _ in counted)
