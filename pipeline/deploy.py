@@ -92,16 +92,12 @@ def deploy(
         return proof.prove(client, questions, manifest, on_progress)
 
     def record(url: str, replicas: int) -> Deployment:
-        deployment = Deployment(
-            model_version=version,
-            url=url,
-            smoke_images=len(questions),
-            replicas=replicas,
-            target=settings.deploy_target,
-            canary=tuple(steps),
+        asked, target = len(questions), settings.deploy_target
+        done = Deployment(
+            model_version=version, url=url, smoke_images=asked, replicas=replicas, target=target, canary=tuple(steps)
         )
-        zones.models.put(_proof_key(manifest), deployment.to_json())
-        return deployment
+        zones.models.put(_proof_key(manifest), done.to_json())
+        return done
 
     def note(step: CanaryStep) -> None:
         steps.append(step)
@@ -109,18 +105,8 @@ def deploy(
 
     def follow(models: Store, manifest: ModelManifest, before: Alias) -> Deployment:
         if ramp and before and before[0].version not in (None, manifest.version):
-            before = canary.ramp_up(
-                zones,
-                settings,
-                manifest,
-                ramp,
-                before,
-                timeout_s=timeout_s,
-                on_progress=on_progress,
-                on_step=note,
-                still_wanted=still_wanted,
-                resolve=resolve,
-            )
+            climb = partial(canary.ramp_up, zones, settings, manifest, ramp, timeout_s=timeout_s, resolve=resolve)
+            before = climb(before, on_progress=on_progress, on_step=note, still_wanted=still_wanted)
         return record(*_by_following(models, settings, manifest, before, prove, timeout_s, resolve))
 
     if settings.deploy_target == "docker":

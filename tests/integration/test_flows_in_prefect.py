@@ -120,7 +120,12 @@ def test_a_mistake_fails_with_one_sentence(working: Stack, flow: str, parameters
 
 
 @pytest.mark.parametrize(
-    ("parameters", "named"), [({"training": {"epochs": 0}}, "epochs"), ({"no_such_parameter": 1}, "no_such_parameter")]
+    ("parameters", "named"),
+    [
+        ({"training": {"epochs": 0}}, "epochs"),
+        ({"by_canary": True, "canary": {"minimum_requests": 0}}, "minimum_requests"),
+        ({"no_such_parameter": 1}, "no_such_parameter"),
+    ],
 )
 def test_a_bad_value_is_refused_before_any_work(stack: Stack, parameters: dict[str, Any], named: str) -> None:
     """A value out of range, or for nothing, is refused when the run is created, with the field's name."""
