@@ -10,6 +10,9 @@ from e2e.traffic import Traffic, ask_all, traffic
 
 SWAPS = 3
 
+RAMP = {"steps": [0.1, 0.5], "step_s": 2, "minimum_requests": 40, "slower_ms": 60_000, "more_disagreement": 1}
+"""Short, and without limits that this machine's other work, or versions made for their difference, would break."""
+
 Reference = dict[str, dict[str, dict[str, float]]]
 
 pytestmark = pytest.mark.timeout(600)
@@ -88,6 +91,32 @@ def test_a_restart_of_the_server_drains(
         time.sleep(1)
     stack.scale("serving", 1)
     assert_undisturbed(seen, pair[1])
+
+
+def test_a_canary_gets_its_share_on_all_replicas_and_then_all(
+    stack: Stack, live: str, few: dict[str, bytes], pair: tuple[tuple[str, str], Reference]
+) -> None:
+    """Some requests name the challenger before it is champion, none fails, and its steps are shown with the run."""
+    (champion, challenger), reference = pair
+    stack.runs.completed(stack.runs.start("deploy", model=live, version=champion))
+    stack.scale("serving", 2)
+    with traffic(stack.gateway, few) as seen:
+        begun = time.monotonic()
+        run = stack.runs.start("deploy", model=live, version=challenger, by_canary=True, canary=RAMP)
+        wait_until(lambda: challenger in seen.versions_after(begun), 60, "the challenger gets no request")
+        assert stack.stored.champions()[-1] == champion
+        stack.runs.completed(run)
+        done = time.monotonic()
+        time.sleep(1.5)
+    assert seen.versions_after(begun) == {champion, challenger}
+    assert seen.versions_after(done) == {challenger}
+    for address in stack.serving_addresses():
+        told = httpx.get(f"http://{address}:8080/v2/models/{live}", timeout=10, trust_env=False).json()
+        assert {process["version"] for process in told["processes"]} == {challenger}
+    shown = stack.runs.api("POST", "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    assert f"canary-{live}" in {each["key"] for each in shown}
+    stack.scale("serving", 1)
+    assert_undisturbed(seen, reference)
 
 
 def assert_undisturbed(seen: Traffic, reference: Reference) -> None:
