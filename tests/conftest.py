@@ -1,4 +1,4 @@
-"""What all tests share: a real object store, and zones of their own in it."""
+"""What all tests share: a real object store, and zones of their own in it; no property is judged by its time."""
 
 import os
 import secrets
@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings as property_settings
 from pydantic import SecretStr
 
 from pipeline import buckets, embedded_store
@@ -15,6 +16,9 @@ from pipeline.settings import Settings
 from pipeline.zones import Zones, open_zones
 
 BUCKET = "safelight-tests"
+
+property_settings.register_profile("untimed", deadline=None)
+property_settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,8 @@ from pipeline.zones import Zones, open_zones
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 QUICK = CanaryConfig(steps=(0.1, 0.5), minimum_requests=30, step_s=0, hold_s=60)
+UNHURRIED = QUICK.model_copy(update={"slower_ms": 5000.0})
+"""For challengers that are to get through: that one of two equal models was slower is the machine's doing."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Shop:
         self.made += 1
         return register(self.zones, self.dataset, self.made, evaluated_as=evaluated_as, onnx_file=onnx_file)
 
-    def deployed(self, version: ModelVersion, ramp: CanaryConfig | None = QUICK, **options: object) -> Deployment:
+    def deployed(self, version: ModelVersion, ramp: CanaryConfig | None = UNHURRIED, **options: object) -> Deployment:
         """The version live, by a canary unless told otherwise."""
         self.steps.clear()
         return deploy.deploy(
@@ -239,7 +241,7 @@ def test_a_killed_ramp_goes_on_at_its_step(shop: Shop) -> None:
         f" resolve=lambda _: {ADDRESSES!r})\n"
     )
     environ = inference_server.environ(shop.settings, MODEL, 0, os.environ)
-    arguments = [sys.executable, "-c", code, version.version, QUICK.model_dump_json()]
+    arguments = [sys.executable, "-c", code, version.version, UNHURRIED.model_dump_json()]
     killed = subprocess.run(arguments, env=environ, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     left = shop.state().canary
@@ -288,7 +290,7 @@ def test_a_champion_that_moves_meanwhile_is_left_alone(shop: Shop) -> None:
 def test_without_clients_it_holds_where_they_are_wanted(shop: Shop) -> None:
     """Test images find nothing wrong, and do not do: the share stays, and repeated with clients the ramp goes on."""
     version = shop.register(evaluated_as=1, onnx_file=tiny_models.linear_onnx(shop.dataset, 1))
-    ramp = QUICK.model_copy(update={"real_traffic": True, "steps": (0.5,)})
+    ramp = UNHURRIED.model_copy(update={"real_traffic": True, "steps": (0.5,)})
     with pytest.raises(CanaryHeld, match="keeps 50 % of the requests"):
         shop.deployed(version, ramp.model_copy(update={"hold_s": 0.0}))
     assert shop.state().canary

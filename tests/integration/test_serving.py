@@ -38,11 +38,12 @@ def test_images_are_classified_over_http(zones: Zones, zone_settings: Settings, 
     server.wait_for(version)
     model = OnnxModel(zones.models.get(f"{MODEL}/{version.version}/model.onnx"))
     expected = model.probabilities(tiny_models.picture(5)[None])[0]
-    raw = server.client.post("/predict", content=PNG).json()
+    asked = {"X-Request-Id": "same"}
+    raw = server.client.post("/predict", content=PNG, headers=asked).json()
     assert raw["label"] == tiny_models.DATASET.classes[int(np.argmax(expected))]
     assert raw["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
     assert raw["model_version"] == version.version
-    assert server.client.post("/predict", files={"image": ("a.png", PNG)}).json() == raw
+    assert server.client.post("/predict", files={"image": ("a.png", PNG)}, headers=asked).json() == raw
     assert server.client.get(f"/v2/models/{MODEL}/versions/{version.version}/report").content == tiny_models.REPORT
 
 

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import augment
@@ -20,7 +20,6 @@ def test_seeds_are_written_down() -> None:
     assert augment.seed_of(0, "order", 0) == 3955691223199900983
 
 
-@settings(deadline=None)
 @given(images=st.integers(2, 3000), batches=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_an_epoch_sees_every_image_once(images: int, batches: int, seed: int) -> None:
     """Batches cover all images exactly once, and their sizes differ by one at most."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import pytest
 from canary_fleet import MODEL, Behaviour, Fleet, Server, question
@@ -134,7 +135,8 @@ class TestClimb:
         """Disagreement counts beyond that of the test images alone: a better model differs as well."""
         made = scene(WRONG)
         config = QUICK.model_copy(update={"step_s": 0.3, "steps": (0.3,)})
-        made.climb(config, each_round=lambda _: made.fleet.requests(200, QUESTIONS), expected=0.97)
+        clients = chain([400], repeat(2))
+        made.climb(config, each_round=lambda _: made.fleet.requests(next(clients), QUESTIONS), expected=0.97)
         assert made.steps[0].disagreed == made.steps[0].compared > 0
 
 
@@ -144,7 +146,7 @@ class TestHold:
     def test_where_clients_are_wanted_test_images_do_not_do(self) -> None:
         """They are sent all the same, which finds a broken model; then the ramp holds, says so, and keeps the share."""
         made = scene()
-        config = QUICK.model_copy(update={"steps": (0.5,), "minimum_requests": 8, "real_traffic": True, "hold_s": 0.5})
+        config = QUICK.model_copy(update={"steps": (0.5,), "minimum_requests": 8, "real_traffic": True, "hold_s": 2.0})
         with pytest.raises(CanaryHeld, match=r"keeps 50 % of the requests: after \d s .* clients sent too few"):
             made.climb(config)
         state = made.state()

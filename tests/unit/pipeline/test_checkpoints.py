@@ -186,7 +186,7 @@ def test_nothing_is_written_without_the_right_to(store: Store, allowed: int) -> 
     assert checkpoints.newest(store, RUN) is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(written=st.lists(st.integers(1, 30), min_size=1, max_size=8, unique=True).map(sorted), data=st.data())
 def test_pruning_keeps_the_newest_two_and_the_best(written: list[int], data: st.DataObject) -> None:
     """After each save, exactly the newest two and the best are left, and the newest can be resumed."""

@@ -64,7 +64,7 @@ def test_a_model_that_answers_nan_is_reported() -> None:
 
 
 @given(st.integers(1, 40), st.integers(2, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_predictions_come_back_as_they_were_stored(images: int, classes: int) -> None:
     """Reading the Parquet file gives label, prediction and confidence of each image; written twice it is the same."""
     test, probabilities = split(images, classes), distributions(images, classes)

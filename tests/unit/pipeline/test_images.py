@@ -119,14 +119,14 @@ def test_bytes_after_the_end_of_an_image_are_ignored() -> None:
 
 
 @given(st.binary(max_size=400), st.sampled_from([b"", *SIGNATURES]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_bytes_raise_nothing_but_invalid_image(rest: bytes, prefix: bytes) -> None:
     """Random bytes, also behind a format's signature, are refused or decoded; no other error comes out."""
     _check_answers(prefix + rest)
 
 
 @given(st.sampled_from(CASES), st.randoms(use_true_random=False))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_mutated_images_raise_nothing_but_invalid_image(case: dict[str, Any], chance: random.Random) -> None:
     """Golden images with bytes changed, removed and repeated are refused or decoded; no other error comes out."""
     data = bytearray((GOLDEN / case["file"]).read_bytes())
@@ -164,7 +164,7 @@ JPEG_OPTIONS = st.fixed_dictionaries(
 
 
 @given(st.integers(1, 70), st.integers(1, 70), JPEG_OPTIONS, st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_jpegs_decode_as_by_pillow(width: int, height: int, options: dict[str, Any], seed: int) -> None:
     """Any 8-bit grey or colour JPEG gives the very pixels that Pillow gives."""
     colour = Image.fromarray(_noise(seed, 4, 4, 3)).resize((width, height))
@@ -173,7 +173,7 @@ def test_jpegs_decode_as_by_pillow(width: int, height: int, options: dict[str, A
 
 
 @given(st.sampled_from(["L", "RGB"]), st.integers(1, 40), st.integers(1, 40), st.integers(0, 9), st.integers(0, 2**32))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_pngs_decode_as_by_pillow(mode: str, width: int, height: int, level: int, seed: int) -> None:
     """Any 8-bit grey or RGB PNG gives the very pixels that Pillow gives."""
     image = Image.fromarray(_noise(seed, 4, 4, 3)).resize((width, height)).convert(mode)
@@ -191,7 +191,7 @@ def _decoded_smaller(data: bytes, times: int) -> Any:
 
 
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([2, 4, 8]), JPEG_OPTIONS, st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_jpegs_are_decoded_smaller_as_by_pillow(
     width: int, height: int, times: int, options: dict[str, Any], seed: int
 ) -> None:
@@ -236,7 +236,7 @@ def test_a_damaged_exif_block_changes_nothing() -> None:
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1, 3]), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_encoding_loses_nothing(width: int, height: int, channels: int, seed: int) -> None:
     """PNG of any pixels, read by Pillow, gives those pixels."""
     stored = _noise(seed, height, width, channels)

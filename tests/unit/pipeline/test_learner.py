@@ -108,7 +108,7 @@ def test_judging_changes_nothing() -> None:
     assert small.equal(before, subject.model.state_dict())
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(first=st.integers(0, 4), then=st.integers(1, 4))
 def test_restored_learners_go_on_alike(first: int, then: int) -> None:
     """A learner restored into another one, made of other weights, takes the same further steps bit for bit."""

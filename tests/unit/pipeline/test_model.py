@@ -34,7 +34,7 @@ def test_logits_of_grey_and_rgb(architecture: str, channels: int) -> None:
     assert logits.isfinite().all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(8, 96), width=st.integers(8, 96), classes=st.integers(2, 500))
 def test_small_resnet_takes_any_shape(height: int, width: int, classes: int) -> None:
     """small_resnet works for any size, square or not, and any number of classes, and learns from two images."""

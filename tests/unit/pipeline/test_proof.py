@@ -4,7 +4,7 @@ import httpx
 import numpy as np
 import pytest
 import tiny_models
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import registry
@@ -103,7 +103,6 @@ def test_without_an_image_nothing_is_proven(manifest: ModelManifest) -> None:
         prove(client, [], manifest, silent)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9)), st.integers(1, 40))
 def test_the_smoke_set_is_spread_over_the_classes(labels: list[int], count: int) -> None:
     """As many as asked for, all different, in order; no class has two more than another that still had some."""

@@ -171,7 +171,7 @@ def test_class_names_are_text_and_nothing_else() -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=4, unique=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_class_names_make_well_formed_documents(names: list[str]) -> None:
     """Whatever the classes are called, the page's tags are balanced and the picture is well-formed XML."""
     given_names = tuple(names)

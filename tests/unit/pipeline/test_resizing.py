@@ -91,7 +91,7 @@ print(told.hexdigest())
 @given(
     st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.integers(8, 40), st.sampled_from(["crop", "stretch"])
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_plain_colour_stays_plain(width: int, height: int, rows: int, columns: int, fit: Any) -> None:
     """Whatever the sizes, an image of one colour becomes exactly that colour."""
     stored = np.full((height, width, 3), (13, 200, 77), np.uint8)

@@ -160,7 +160,7 @@ def test_wrong_starting_weights(
         train.train(zones, dataset, CONFIG.model_copy(update={"starting_weights": str(path)}), device="cpu")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3]), images=st.integers(1, 20))
 def test_statistics(seed: int, channels: int, images: int) -> None:
     """Mean and deviation are those of the pixels scaled to 0..1, channel by channel, in any order of the images."""

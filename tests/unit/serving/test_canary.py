@@ -61,7 +61,7 @@ def test_a_larger_share_only_adds_callers(caller: str, one: float, other: float)
     assert at >= small or at < large
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(share=SHARES, seed=st.integers(0, 2**32))
 def test_callers_are_spread_evenly(share: float, seed: int) -> None:
     """Of 2,000 callers a share's worth is in, within six standard deviations; of request ids as of counted names."""

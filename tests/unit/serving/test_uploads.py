@@ -1,6 +1,6 @@
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
@@ -20,7 +20,6 @@ def test_a_body_of_any_type_is_one_image(content_type: str) -> None:
     assert uploads(content_type, b"bytes") == [Upload("", b"bytes")]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text(st.characters(codec="utf-8", exclude_characters='"\\\r\n'), min_size=1), st.binary()))
 )
