@@ -7,6 +7,7 @@ with it, divided by the same without it, since other programs on the machine onl
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def server(settings: Settings, log: str, count: int, home: Path, image: bytes) -
     """One that has answered."""
     (home / log).mkdir()
     port = processes.free_port(8100)
-    environ = inference_server.environ(settings, serving_model.MODEL, port, {})
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environ = inference_server.environ(settings, serving_model.MODEL, port, surroundings)
     environ |= {"SAFELIGHT_SERVING_LOG": log, "SAFELIGHT_SERVING_PROCESSES": str(count)}
     command = [sys.executable, "-m", "serving"]
     return started(RAW, "", command, environ, port=port, image=image, home=home / log)

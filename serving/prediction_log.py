@@ -177,7 +177,7 @@ class PredictionLog:
             try:
                 for day, rows in batches(block):
                     self._add(day, rows)
-            except Exception:  # a thread that ends in silence would log nothing any more
+            except BaseException:  # what arrow-rs panics with, too; a thread that ended would log nothing any more
                 log.exception("predictions could not be logged")
                 self._lose(len(block))
             time.sleep(BREATH_S)
@@ -208,7 +208,7 @@ class PredictionLog:
         for day, gathered in days.items():
             try:
                 data = parquet(gathered.batches)
-            except Exception:
+            except BaseException:
                 log.exception("a file of predictions could not be made")
                 self._lose(gathered.rows)
             else:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import synthetic
@@ -242,11 +243,17 @@ def test_a_server_without_the_right_to_write_says_so_once(caplog: pytest.LogCapt
     assert caplog.text.count("PUT refused.") == 1
 
 
-def test_a_call_that_cannot_be_logged_takes_none_with_it_but_its_block(caplog: pytest.LogCaptureFixture) -> None:
-    """It is counted, and the log goes on; no text is too odd for the request that it names to be answered."""
+@pytest.mark.parametrize("odd", ["text", "class"])
+def test_a_call_that_cannot_be_logged_takes_none_with_it_but_its_block(
+    odd: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted, and the log goes on: after an error, and after a panic of what makes the columns."""
     store, lost = Refusing(), list[int]()
     with logging_to(store, lost, flush_s=1) as log:
-        log.note(answers([image(1)]), "two\nlines, and a surrogate \ud800")
+        given = answers([image(1)])
+        given.best = [[99]] if odd == "class" else given.best
+        given.probabilities = np.ones((1, 100), np.float32) if odd == "class" else given.probabilities
+        log.note(given, "a surrogate \ud800" if odd == "text" else "a class that there is not")
         wait_until(lambda: bool(lost), 10)
         log.note(answers([image(2)]), "fine")
     assert [row["request_id"] for row in rows(store)] == ["fine"]
