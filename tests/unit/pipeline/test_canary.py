@@ -156,18 +156,29 @@ class TestHold:
         assert made.steps[-1].requests >= 8
 
     def test_it_goes_on_from_there(self) -> None:
-        """Repeated when there are clients, the ramp does not begin again."""
+        """Held at the second step, the ramp begins there when it is repeated, since the same time as before."""
         made = scene()
-        config = QUICK.model_copy(update={"real_traffic": True, "steps": (0.3, 0.5)})
-        with pytest.raises(CanaryHeld):
-            made.climb(config.model_copy(update={"hold_s": 0}))
+        config = QUICK.model_copy(update={"steps": (0.3, 0.5)})
+        made.climb(config.model_copy(update={"steps": (0.3,)}))
         began = made.state().canary
-        made.climb(config, each_round=lambda _: made.fleet.requests(400, QUESTIONS))
+        with pytest.raises(CanaryHeld):
+            made.climb(config.model_copy(update={"steps": (0.2, 0.5), "hold_s": 0}))
+        made.climb(config.model_copy(update={"steps": (0.2, 0.5)}))
         after = made.state().canary
         assert began
         assert after
         assert after.started_at == began.started_at
-        assert [step.outcome for step in made.steps] == ["hold", "go on", "go on"]
+        assert [(step.share, step.outcome) for step in made.steps] == [(0.3, "go on"), (0.5, "hold"), (0.5, "go on")]
+
+    def test_copies_of_test_images_do_not_do_either(self) -> None:
+        """Where clients are wanted, a shadow's copies of what was sent by the ramp itself are not theirs."""
+        made = scene()
+        config = QUICK.model_copy(
+            update={"shadow_first": True, "minimum_requests": 8, "real_traffic": True, "hold_s": 0.5}
+        )
+        with pytest.raises(CanaryHeld, match=r"keeps a copy of 100 % .* clients sent too few"):
+            made.climb(config)
+        assert made.steps[-1].requests >= 8
 
     def test_no_test_image_and_no_client(self) -> None:
         """Nothing at all to judge by: the numbers are said."""
