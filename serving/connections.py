@@ -136,12 +136,14 @@ class Connection(HttpToolsProtocol):
     def look(self, now: float, *, crowded: bool) -> None:
         """Give up on a client that is too slow; ``now`` is ``time.monotonic()``."""
         unsent = self.transport.get_write_buffer_size()
-        if self._left is not None and now - self._left > LINGER_S and not unsent:
-            self.transport.abort()
-        elif unsent:
+        if unsent:
             if self._stands_still("answer", now, -unsent):
                 self._limits.refused("slow")
                 self.transport.abort()
+        elif self.transport.is_closing():
+            pass  # it ends as soon as the loop comes to it
+        elif self._left is not None and now - self._left > LINGER_S:
+            self.transport.abort()
         elif self._left is None and self._state != "idle":
             self._look_at_request(now)
         elif self._is_idle and self._stands_still(self._received, now, 0, CROWDED_IDLE_S if crowded else KEEP_ALIVE_S):

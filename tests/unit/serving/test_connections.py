@@ -280,6 +280,23 @@ def test_what_follows_a_refusal_is_thrown_away_to_an_end(server: Running) -> Non
     assert server.limits.held == 0
 
 
+def test_a_connection_that_ends_anyway_is_left_alone(server: Running) -> None:
+    """A look at one that is closing, in the middle of a request, does nothing to it, or to the server."""
+    client = server.connect(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n")
+    answer(client)
+    (connection,) = server.connections
+
+    def close_and_look() -> None:
+        connection.transport.close()
+        look_at_all([connection], server.limits, time.monotonic() + 1000)
+        looked.set()
+
+    looked = threading.Event()
+    connection.loop.call_soon_threadsafe(close_and_look)
+    assert looked.wait(10)
+    assert server.refused == []
+
+
 def test_chunks_of_one_byte_have_an_end_too(server: Running) -> None:
     """Framing does not go on for ever where the body itself stays small."""
     client = server.connect(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
