@@ -2,8 +2,8 @@
 
 Clients with connections that stay open send small images at a fixed pace, which is a share of what the server answered
 them when they did not wait; every few seconds another version goes live. Every answer is compared with what that very
-version says of that very image. Told are answers that were wrong, refused
-(503) or missing, and what memory the server's processes held in the first and in the last minutes.
+version says of that very image. Told are answers that were wrong, refused (429) or missing, and what memory the
+server's processes held in the first and in the last minutes.
 """
 
 import argparse
@@ -231,7 +231,7 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 def _note(seen: Seen, expected: Expected, image: int, answered: tuple[int, bytes], seconds: float) -> None:
     status, body = answered
-    if status == 503:
+    if status in (429, 503):
         seen.refused += 1
         return
     answer = json.loads(body)

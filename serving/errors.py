@@ -4,7 +4,7 @@
 
     SafelightError
     ├── NothingLive        no version answers at this moment: 503
-    ├── Overloaded         the answer would come too late, so it is refused at once: 503
+    ├── Overloaded         the answer would come too late, so it is refused at once: 429
     ├── DeadlineExceeded   the call's own deadline has passed: 504
     ├── ClientGone         nobody is there any more to be answered
     ├── ModelFailed        the model raised on this input: 500

@@ -57,7 +57,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             413: "The body is over the limit.",
             415: "A compressed body.",
             422: "Bytes that are not an image we read.",
-            503: "No model is live yet, or more is waiting than can be answered in time.",
+            429: "More is waiting than can be answered in time.",
+            503: "No model is live yet.",
             504: "The request's own deadline has passed.",
         }
     ),

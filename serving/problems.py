@@ -8,12 +8,13 @@
 408   a head or a body that does not come, or too slowly
 413   a body over the limit
 415   a multipart type other than form-data, or a compressed body
-431   a head of too many bytes or headers
 422   bytes that are not an image we read: text, truncated, too many pixels, an unsupported format
-502   the store holds something else than it should, or refuses the server
+429   more work than can be answered in time; with Retry-After
+431   a head of too many bytes or headers
 499   the client has left; nobody reads it
 500   the model raised on this image
-503   no model yet, more work than can be answered in time, or the store does not answer; with Retry-After
+502   the store holds something else than it should, or refuses the server
+503   no model yet, or the store does not answer; with Retry-After
 504   the request's own deadline has passed
 ====  =====================================================================================================
 """
@@ -79,7 +80,7 @@ def _status(error: Exception) -> int:
         StoreUnavailable: 503,
         StoreError: 502,
         NothingLive: 503,
-        Overloaded: 503,
+        Overloaded: 429,
         DeadlineExceeded: 504,
         ClientGone: 499,
         Unauthorized: 401,

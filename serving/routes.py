@@ -143,7 +143,8 @@ def add_predict(app: FastAPI) -> None:
                 413: "The body is over the limit.",
                 415: "A multipart type other than form-data, or a compressed body.",
                 422: "Bytes that are not an image we read.",
-                503: "No model is live yet, or more is waiting than can be answered in time.",
+                429: "More is waiting than can be answered in time.",
+                503: "No model is live yet.",
                 504: "The request's own deadline has passed.",
             }
         ),
