@@ -34,8 +34,8 @@ CALLER = "X-Caller-Key"
 """The header by which a request says whose it is: during a canary a caller sticks to one of two versions."""
 CALLERS = 32
 """Callers that are tried until one of them reaches the version."""
-NOT_NOW = (502, 503, 504)
-"""What a server, or what stands in front of it, answers while it comes or goes."""
+NOT_NOW = (429, 502, 503, 504)
+"""What a server answers that has too much to do, and what it, or what stands in front of it, while it comes or goes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,9 @@ def test_an_answer_of_another_version_proves_nothing(manifest: ModelManifest) ->
 
 
 def test_a_server_that_comes_or_goes_is_no_fault_of_the_version(manifest: ModelManifest) -> None:
-    """503 is said and can be asked again; a refusal of the image, or another answer, is a failure for good."""
-    assert "with status 503" in str(asked(manifest, httpx.Response(503)))
+    """429 and 503 are said and can be asked again; a refusal of the image, or another answer, is a failure for good."""
+    for status in (429, 503):
+        assert f"with status {status}" in str(asked(manifest, httpx.Response(status)))
     with pytest.raises(DeployFailed, match="was refused: no image"):
         asked(manifest, httpx.Response(422, text="no image"))
     with pytest.raises(DeployFailed, match="is 'line' to the server"):
