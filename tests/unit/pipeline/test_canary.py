@@ -190,7 +190,7 @@ class TestHold:
         """Beyond a limit, if not for certain, when the time is over: back."""
         made = scene()
         config = QUICK.model_copy(update={"steps": (0.5,), "more_errors": 0.0, "hold_s": 0.5, "step_s": 0.5})
-        clients = iter([0, 200])
+        clients = iter([200])
 
         def now_and_then(_: Progress) -> None:
             made.fleet.requests(next(clients, 0), QUESTIONS)
