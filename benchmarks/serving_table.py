@@ -73,7 +73,8 @@ def cells(row: Row, reference: Row | None, counts: Sequence[int]) -> list[str]:
         p50, p99 = row.median(count, lambda seen: seen.p50_ms), row.median(count, lambda seen: seen.p99_ms)
         found.append(f"{p50:.2f} / {p99:.1f}" if p50 else "")
     found.append(f"{row.median(counts[-1], lambda seen: seen.per_cpu_second):,.0f}")
-    found += [f"{max(row.median(count, lambda seen: seen.strangers) for count in counts):.2f}", f"{row.failures()}"]
+    strangers = [row.median(count, lambda seen: seen.strangers) for count in counts]
+    found += [" / ".join(f"{each:.1f}" for each in strangers), f"{row.failures()}"]
     return [*found, number(row.memory_mb, 0), number(row.first_answer_s, 2)]
 
 
