@@ -18,7 +18,8 @@ from pipeline.proof import CALLER, NOT_NOW, Question
 from pipeline.registry import ModelManifest
 
 ROUND = 50
-"""Test images between two looks at what the replicas have counted, at most."""
+"""Test images between two looks at what the replicas have counted, at most; no more than the minimum of requests, so
+that a first round for one of the models leaves enough for the other."""
 
 ROUND_S = 2.0
 """Seconds between them, of a challenger that takes its time."""
@@ -55,6 +56,7 @@ class Replay:
         self._callers: dict[Role, str] = {}
         search = SURE / min(share, 1 - share) if 0 < share < 1 else 0
         self._left = int(GENEROUS * minimum + search)
+        self._round = min(ROUND, minimum)
         self.sent = 0
         self.by_role: dict[Role, int] = {"champion": 0, "challenger": 0}
 
@@ -73,7 +75,7 @@ class Replay:
         if not self._questions:
             self._left = 0
         begun = time.monotonic()
-        for _ in range(min(ROUND, self._left) if clients else 0):
+        for _ in range(min(self._round, self._left) if clients else 0):
             doubt = self._ask(clients[self.sent % len(clients)], lacking)
             if doubt or time.monotonic() - begun > ROUND_S:
                 return doubt

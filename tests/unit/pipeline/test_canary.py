@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
 
 import pytest
 from canary_fleet import MODEL, Behaviour, Fleet, Server, question
@@ -19,6 +18,7 @@ from pipeline.canary_step import Ramp
 from pipeline.errors import CanaryHeld, Conflict, DeployFailed
 from pipeline.progress import Progress
 from pipeline.proof import Question
+from pipeline.replay import Replay, Role
 from pipeline.store import Store
 
 QUESTIONS = [question(number) for number in range(40)]
@@ -134,9 +134,8 @@ class TestClimb:
     def test_another_model_that_is_expected_to_differ_goes_on(self) -> None:
         """Disagreement counts beyond that of the test images alone: a better model differs as well."""
         made = scene(WRONG)
-        config = QUICK.model_copy(update={"step_s": 0.3, "steps": (0.3,)})
-        clients = chain([400], repeat(2))
-        made.climb(config, each_round=lambda _: made.fleet.requests(next(clients), QUESTIONS), expected=0.97)
+        config = QUICK.model_copy(update={"step_s": 1.0, "steps": (0.3,), "minimum_requests": 10})
+        made.climb(config, each_round=lambda _: made.fleet.requests(20, QUESTIONS), expected=0.97)
         assert made.steps[0].disagreed == made.steps[0].compared > 0
 
 
@@ -154,6 +153,20 @@ class TestHold:
         assert state.canary
         assert (state.canary.share, made.steps[-1].outcome) == (0.5, "hold")
         assert made.steps[-1].requests >= 8
+
+    @pytest.mark.parametrize("minimum", [1, 8])
+    def test_test_images_are_enough_for_both(self, minimum: int) -> None:
+        """What is sent for the champion first leaves enough for the challenger, however little that is."""
+        made = scene()
+        canary = Canary(challenger=made.challenger, share=0.5, started_at=utc_now())
+        aliases.set_canary(made.models, MODEL, CHAMPION, canary, reason="test")
+        manifest = registry.read_manifest(made.models, MODEL, made.challenger)
+        for _ in range(10):
+            replay = Replay(lambda: QUESTIONS, manifest, 0.5, minimum)
+            while not replay.is_over:
+                lacking: Role = "challenger" if replay.by_role["champion"] >= minimum else "champion"
+                assert replay.round([each.client for each in made.fleet.each(lambda _: None)], lacking) is None
+            assert min(replay.by_role.values()) >= minimum
 
     def test_it_goes_on_from_there(self) -> None:
         """Held at the second step, the ramp begins there when it is repeated, since the same time as before."""
@@ -189,8 +202,8 @@ class TestHold:
     def test_what_may_be_chance_until_the_end_is_a_doubt(self) -> None:
         """Beyond a limit, if not for certain, when the time is over: back."""
         made = scene()
-        config = QUICK.model_copy(update={"steps": (0.5,), "more_errors": 0.0, "hold_s": 0.5, "step_s": 0.5})
-        clients = iter([200])
+        config = QUICK.model_copy(update={"steps": (0.5,), "more_errors": 0.0, "minimum_requests": 10, "hold_s": 1.0})
+        clients = iter([60])
 
         def now_and_then(_: Progress) -> None:
             made.fleet.requests(next(clients, 0), QUESTIONS)
