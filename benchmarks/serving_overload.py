@@ -57,19 +57,20 @@ def storm(server: Server, bodies: Path, image: bytes, seconds: int) -> Storm:
 
 
 def pressure(server: Server, bodies: Path, connections: int, seconds: int) -> Pressure:
-    """One visit of h2load; what it does after so many seconds is not counted."""
+    """One visit of h2load; its first second is not counted, in which all of it comes at once, nor what it does after."""
     body, log = server.peer.body, bodies / "h2load.log"
     log.unlink(missing_ok=True)
-    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds}", f"--log-file={log}"]
+    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds + 1}", f"--log-file={log}"]
     command += ["-d", str(bodies / body.kind / "000"), "-H", f"content-type: {body.content_type}", server.url]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            process.wait(seconds + 1)
+            process.wait(seconds + 2)
         except subprocess.TimeoutExpired:  # as long as a server closes connections, it opens new ones
             process.kill()
     rows = [line.split() for line in log.read_text(encoding="ascii").splitlines()]
-    end = int(rows[0][0]) + 1_000_000 * seconds if rows else 0
-    counted = [(status[0], int(took) / 1000) for begun, status, took in rows if int(begun) + int(took) <= end]
+    start = int(rows[0][0]) + 1_000_000 if rows else 0
+    ended = range(start, start + 1_000_000 * seconds + 1)
+    counted = [(status[0], int(took) / 1000) for begun, status, took in rows if int(begun) + int(took) in ended]
     accepted = sorted(took for status, took in counted if status == "2")
     refused = sum(status in "345" for status, _ in counted)
     broken = len(counted) - len(accepted) - refused

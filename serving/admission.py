@@ -1,7 +1,8 @@
 """Who may wait: a queue that is bounded by the time it takes, and not by a number of requests.
 
-- **The wait is known before it begins**: images that wait, times what an image took lately. Whoever would wait too long
-  is refused at once, when trying elsewhere or later is still of use to them; so is whoever's own deadline is shorter.
+- **The wait is known before it begins**: images that wait, times what an image took lately; and what a call has waited
+  already, before it was read. Whoever would wait too long is refused at once, when trying elsewhere or later is still
+  of use to them; so is whoever's own deadline is shorter.
 - **A burst may wait long, a standing queue may not.** After a moment without any queue, ``BURST_S`` are allowed; where
   the queue has not been empty for ``STANDING_S``, only as long as ``STANDING_IMAGES`` images take: a queue that never
   empties makes everybody wait and nothing quicker. (CoDel, Nichols & Jacobson 2012, in the form that Maurer gave it
@@ -15,7 +16,7 @@ from typing import Final
 from serving.calls import Call
 from serving.errors import DeadlineExceeded, Overloaded
 
-BURST_S: Final = 0.5
+BURST_S: Final = 0.25
 STANDING_S: Final = 0.1
 STANDING_IMAGES: Final = 64
 SHORTEST_S: Final = 0.01
@@ -54,11 +55,11 @@ class Admission:
         """
         if self.images == 0:
             self._empty_at = now
-        wait = self.images * self._image_s
+        wait = now - call.begun + self.images * self._image_s
         if call.deadline is not None:
-            self._refuse_late(call.deadline, now, wait + images * self._image_s)
+            self._refuse_late(call.deadline, now, (self.images + images) * self._image_s)
         if self.images and (wait > self._limit(now) or self._bytes + size > LARGEST_BYTES):
-            after = max(1, math.ceil(wait))
+            after = max(1, math.ceil(self.images * self._image_s))
             raise Overloaded("The server has more to do than it can answer in time; try again later.", after)
         self.images += images
         self._bytes += size

@@ -6,7 +6,8 @@
 - **Whatever is not plain takes the long way**: forms, large or compressed bodies, bodies of unknown length, clients
   that ask before they send, and a request that came before the one ahead of it was answered.
 - **Whom we could not answer in time, and who asks again at once, waits a moment** before its next request is read: else
-  a storm of refusals would take the time that answers need. Connections that a proxy shares among clients are spared.
+  a storm of refusals would take the time that answers need. What it waited counts, so while there is a queue it is
+  refused again. Connections that a proxy shares among clients are spared.
 """
 
 from typing import Any, Final
@@ -35,6 +36,8 @@ PROXIED: Final = frozenset({b"via", b"forwarded", b"x-forwarded-for"})
 JSON: Final = (b"content-type", b"application/json")
 PAUSE_S: Final = 0.2
 """For who was refused; well below what it was told to wait for."""
+AT_ONCE_S: Final = 0.05
+"""So soon after a pause, a request was sent before its end."""
 
 
 class Express(Connection):
@@ -56,6 +59,8 @@ class Express(Connection):
         self.keys = keys
         self._not_plain = not_plain
         self._plain_one: Plain | None = None
+        self._unread_since: float | None = None
+        self._resumed = 0.0
 
     def begin(self) -> None:
         """Take the short way, where it can be taken."""
@@ -95,7 +100,19 @@ class Express(Connection):
     def pause(self) -> None:
         """Read nothing for a moment."""
         self.flow.pause_reading()
-        self.loop.call_later(PAUSE_S, self.flow.resume_reading)
+        self._unread_since = now()
+        self.loop.call_later(PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._resumed = now()
+
+    def _sent_at(self) -> float:
+        """Since when the request that is being read has waited; one that is there just after a pause came in it."""
+        begun, since = now(), self._unread_since
+        self._unread_since = None
+        return since if since is not None and begun - self._resumed < AT_ONCE_S else begun
 
     def _plain(self) -> "Plain | None":
         if self.url != URL or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
@@ -112,7 +129,7 @@ class Express(Connection):
         if not length.isdigit() or not 0 < int(length) <= LARGEST:
             return None
         try:
-            call = call_of(self.headers, now(), self.transport.is_closing, self.keys.caller(self.headers))
+            call = call_of(self.headers, self._sent_at(), self.transport.is_closing, self.keys.caller(self.headers))
         except (InvalidInput, Unauthorized):
             return None
         return Plain(self, call, keep_alive=self.parser.should_keep_alive(), patient=not proxied)

@@ -28,9 +28,9 @@ def encoded(seed: int) -> Upload:
     return Upload(f"{seed}.png", images.encode_png(tiny_models.picture(seed)))
 
 
-def call(*, deadline_s: float | None = None, gone: bool = False) -> Call:
-    """A call that came now."""
-    begun = time.perf_counter()
+def call(*, begun: float | None = None, deadline_s: float | None = None, gone: bool = False) -> Call:
+    """A call that came now, or when it is said to."""
+    begun = time.perf_counter() if begun is None else begun
     deadline = None if deadline_s is None else begun + deadline_s
     return Call("id", "caller", begun, (lambda: True) if gone else never, deadline)
 

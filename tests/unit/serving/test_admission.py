@@ -13,7 +13,7 @@ IMAGE_S = 0.001
 def at_work(longest_s: float | None = None) -> Admission:
     """One that has learned that an image takes a millisecond; it is empty at time 0."""
     found = Admission(longest_s)
-    found.admit(call(), 1, 1, 0.0)
+    found.admit(call(begun=0.0), 1, 1, 0.0)
     found.computed(1, 0.0, IMAGE_S)
     found.leave(1, 1)
     return found
@@ -23,7 +23,7 @@ def admitted(admission: Admission, now: float, most: int = 10_000) -> int:
     """How many calls of one image are let in at one moment."""
     for count in range(most):
         try:
-            admission.admit(call(), 1, 1, now)
+            admission.admit(call(begun=now), 1, 1, now)
         except Overloaded:
             return count
     return most
@@ -37,52 +37,59 @@ def test_a_burst_may_wait_for_as_long_as_it_says() -> None:
 def test_a_standing_queue_is_kept_short() -> None:
     """Where the queue has not been empty for a while, only as long as a few images take."""
     admission = at_work()
-    admission.admit(call(), 1, 1, 10.0)
+    admission.admit(call(begun=10.0), 1, 1, 10.0)
     assert admitted(admission, 10.0 + 2 * STANDING_S) == pytest.approx(STANDING_IMAGES, abs=2)
 
 
 def test_a_setting_bounds_the_standing_queue() -> None:
     """In time, whatever the model."""
     admission = at_work(0.02)
-    admission.admit(call(), 1, 1, 10.0)
+    admission.admit(call(begun=10.0), 1, 1, 10.0)
     assert admitted(admission, 10.0 + 2 * STANDING_S) == pytest.approx(20, abs=2)
+
+
+def test_what_a_call_has_waited_before_it_was_read_counts() -> None:
+    """Beside a queue that stands, who was kept waiting for longer than it may take is refused; else it is let in."""
+    admission = at_work()
+    admission.admit(call(begun=0.0), 1, 1, 10.0)
+    with pytest.raises(Overloaded):
+        admission.admit(call(begun=10.0), 1, 1, 10.0 + 2 * STANDING_S)
+    admission.admit(call(begun=10.0 + 2 * STANDING_S), 1, 1, 10.0 + 2 * STANDING_S)
 
 
 def test_who_is_refused_is_told_when_to_come_again() -> None:
     """In whole seconds, at least one, as Retry-After has them."""
     admission = at_work()
-    admission.admit(call(), 3500, 1, 10.0)
+    admission.admit(call(begun=10.0), 3500, 1, 10.0)
     with pytest.raises(Overloaded) as caught:
-        admission.admit(call(), 1, 1, 10.0 + 2 * STANDING_S)
+        admission.admit(call(begun=10.0 + 2 * STANDING_S), 1, 1, 10.0 + 2 * STANDING_S)
     assert caught.value.retry_after_s == 4
 
 
 def test_one_call_always_comes_in() -> None:
     """However large, where nobody waits."""
-    Admission(0.001).admit(call(), 64, LARGEST_BYTES * 2, 10.0)
+    Admission(0.001).admit(call(begun=10.0), 64, LARGEST_BYTES * 2, 10.0)
 
 
 def test_bytes_are_bounded() -> None:
     """However quick the model is."""
     admission = at_work()
-    admission.admit(call(), 1, LARGEST_BYTES, 10.0)
+    admission.admit(call(begun=10.0), 1, LARGEST_BYTES, 10.0)
     with pytest.raises(Overloaded):
-        admission.admit(call(), 1, 1, 10.0)
+        admission.admit(call(begun=10.0), 1, 1, 10.0)
     admission.leave(1, LARGEST_BYTES)
-    admission.admit(call(), 1, 1, 10.0)
+    admission.admit(call(begun=10.0), 1, 1, 10.0)
 
 
 def due(seconds: float, now: float) -> Call:
     """A call whose deadline comes so many seconds after ``now``."""
-    made = call()
-    made.deadline = now + seconds
-    return made
+    return call(begun=now, deadline_s=seconds)
 
 
 def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     """Nobody waits for an answer that would come too late, and one that comes in time is let in."""
     admission = at_work()
-    admission.admit(call(), 50, 1, 10.0)
+    admission.admit(call(begun=10.0), 50, 1, 10.0)
     with pytest.raises(Overloaded, match="after this request's deadline"):
         admission.admit(due(0.03, 10.0), 1, 1, 10.0)
     with pytest.raises(DeadlineExceeded):
@@ -101,7 +108,7 @@ def test_who_left_makes_room() -> None:
         else:
             one = chance.randint(1, 64), chance.randint(1, 1000)
             try:
-                admission.admit(call(), *one, step * 0.01)
+                admission.admit(call(begun=step * 0.01), *one, step * 0.01)
             except Overloaded:
                 continue
             inside.append(one)
