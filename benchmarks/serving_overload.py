@@ -57,7 +57,7 @@ def storm(server: Server, bodies: Path, image: bytes, seconds: int) -> Storm:
 
 
 def pressure(server: Server, bodies: Path, connections: int, seconds: int) -> Pressure:
-    """One visit of h2load; its first second is not counted, in which all of it comes at once, nor what it does after."""
+    """One visit of h2load; not counted are its first second, in which all comes at once, and what it does after."""
     body, log = server.peer.body, bodies / "h2load.log"
     log.unlink(missing_ok=True)
     command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds + 1}", f"--log-file={log}"]
