@@ -60,7 +60,9 @@ def write(root: Path, stack: Stack) -> None:
     wide = stack.is_wide
     with _alone(root):
         values = _complete(root)
-        _hand_out(root, values, stack)
+        asks = stack.asks_for_keys or (stack.keys is None and _asks_now(root, stack))
+        # Once it asks, only STACK_API_KEYS=off ends that: a command that knows nothing of a wide binding must not.
+        _hand_out(root, values, dataclasses.replace(stack, keys=asks))
     weak = weak_ones(values)
     if weak and wide:
         raise InvalidSettings(

@@ -300,6 +300,16 @@ def test_the_inference_server_asks_for_keys_beyond_this_machine(
     assert ("whoever reaches 192.0.2.7" in capsys.readouterr().out) == (stack.keys is False)
 
 
+def test_once_it_asks_only_a_person_ends_that(root: Path) -> None:
+    """A later start that knows nothing of the wide binding leaves the server closed; one that says off opens it."""
+    told = root / "serving" / "api_keys"
+    asked = []
+    for stack in (Stack(bind="192.0.2.7"), Stack(), Stack(keys=False), Stack()):
+        write(root, stack)
+        asked.append(api_keys.read(told.read_text(), "api_keys") is not None)
+    assert asked == [True, True, False, False]
+
+
 def test_a_key_is_rotated_and_nothing_starts_anew(root: Path) -> None:
     """The server follows its file; only the worker reads its key when it starts."""
     write(root, Stack(keys=True))
