@@ -145,7 +145,7 @@ def test_it_goes_on_answering_while_the_store_is_away(private_store: Settings, s
     restarted_store(private_store)
     point_at(zones, second)
     server.wait_for(second)
-    assert server.client.get(f"/v2/models/{MODEL}").json()["swap_error"] is None
+    wait_until(lambda: server.status()["swap_error"] is None)
 
 
 def test_a_store_that_hangs_holds_up_nothing(private_store: Settings, start: Start) -> None:

@@ -50,7 +50,7 @@ def test_a_restart_while_the_store_is_away_is_survived_by_the_cache(
     second = register(zones, 2)
     point_at(zones, second)
     again.wait_for(second, int(processes))
-    assert again.status()["swap_error"] is None
+    wait_until(lambda: again.status()["swap_error"] is None)
 
 
 def test_a_store_that_hangs_at_the_start_counts_as_away(
