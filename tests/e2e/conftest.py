@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from browsing import chromium
 from e2e import docker_stack
 from e2e.docker_stack import Target
-from e2e.stack import DEFAULT_TAG, MODEL, RESULTS, Stack, open_stack
+from e2e.stack import DEFAULT_TAG, MODEL, RESULTS, Stack, open_stack, wait_until
 from PIL import Image
 from playwright.sync_api import Browser
 
@@ -131,6 +132,8 @@ def live(stack: Stack, imported: str) -> str:
     """The name of a model of which a version is live."""
     if stack.version() is None:
         stack.runs.route(training={"epochs": 6})
+        # The gateway looks twice a second whether a replica has become ready.
+        wait_until(lambda: httpx.get(f"{stack.gateway}/v2/health/ready").is_success, 10, "the gateway knows no replica")
     return imported
 
 
