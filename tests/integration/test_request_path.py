@@ -17,7 +17,7 @@ from pipeline.zones import Zones
 
 SAME = {"X-Request-Id": "same"}
 WAITING = 20
-"""Requests that are sent at once to a server which answers a hundred a second."""
+"""Requests that are sent at once to a server which answers ten a second."""
 
 
 ANSWER = re.compile(rb"HTTP/1.1 (\d+) (?:[^\n]+\n)+?content-length: (\d+)\r\n(?:[^\r]+\r\n)*\r\n", re.IGNORECASE)
@@ -61,8 +61,8 @@ def server(zones: Zones, zone_settings: Settings, start: Start) -> Serving:
 
 @pytest.fixture
 def slow(zones: Zones, zone_settings: Settings, start: Start) -> Serving:
-    """One that takes some ten milliseconds for each image, and lets nobody wait for longer than a quarter second."""
-    return at(zones, start(zone_settings, QUEUE_MS="250"), tiny_models.slow_onnx(tiny_models.DATASET, 1))
+    """One that takes a tenth of a second for each image, and lets nobody wait for longer than a quarter."""
+    return at(zones, start(zone_settings, QUEUE_MS="250"), tiny_models.slow_onnx(tiny_models.DATASET, 1, size=2000))
 
 
 def at(zones: Zones, server: Serving, onnx_file: bytes | None) -> Serving:
@@ -193,7 +193,7 @@ def asked(server: Serving, count: int) -> Sequence[tuple[httpx.Response, float]]
 
 def test_who_would_wait_too_long_is_refused_at_once(slow: Serving) -> None:
     """Under more load than it can bear it goes on answering, tells the others when to come again, and then is idle."""
-    found = asked(slow, 120)
+    found = asked(slow, 40)
     refused = [(answer, waited) for answer, waited in found if answer.status_code == 429]
     accepted = [waited for answer, waited in found if answer.status_code == 200]
     assert len(refused) + len(accepted) == len(found)

@@ -169,7 +169,7 @@ def test_what_would_wait_too_long_for_the_challenger_is_answered_by_the_champion
     models: Registry, serve: Serve
 ) -> None:
     """At a share of all requests, many of which come at once, nobody is refused."""
-    _, challenger = pair(models, partial(tiny_models.slow_onnx, size=1500))
+    _, challenger = pair(models, partial(tiny_models.slow_onnx, size=2500))
     models.challenge(challenger, 1.0)
     client = begun(serve(), challenger)
     with ThreadPoolExecutor(64) as clients:
