@@ -1,8 +1,8 @@
 """Who may wait: a queue that is bounded by the time it takes, and not by a number of requests.
 
-- **The wait is known before it begins**: images that wait, times what an image took lately; and what a call has waited
-  already, before it was read. Whoever would wait too long is refused at once, when trying elsewhere or later is still
-  of use to them; so is whoever's own deadline is shorter.
+- **The wait is known before it begins**: images that wait, times what an image took lately. Whoever would wait too long
+  is refused at once, when trying elsewhere or later is still of use to them; so is whoever's own deadline is shorter,
+  and, as long as the server is busy, who does not come later as it was told.
 - **A burst may wait long, a standing queue may not.** After a moment without any queue, ``BURST_S`` are allowed; where
   the queue has not been empty for ``STANDING_S``, only as long as ``STANDING_IMAGES`` images take: a queue that never
   empties makes everybody wait and nothing quicker. (CoDel, Nichols & Jacobson 2012, in the form that Maurer gave it
@@ -26,6 +26,9 @@ LARGEST_BYTES: Final = 256 << 20
 """Of encoded images that wait in a process."""
 MEMORY_IMAGES: Final = 64.0
 """So many images ago counts half as much."""
+LOAD_S: Final = 0.1
+BUSY: Final = 0.5
+"""Of the time; what a request takes beside its computation is not in it."""
 
 
 class Admission:
@@ -37,6 +40,7 @@ class Admission:
         self._image_s = 0.0
         self._empty_at = 0.0
         self._last_end = 0.0
+        self._load_then = 0.0
         self.images = 0
         self._bytes = 0
 
@@ -55,11 +59,12 @@ class Admission:
         """
         if self.images == 0:
             self._empty_at = now
-        wait = now - call.begun + self.images * self._image_s
+        wait = self.images * self._image_s
         if call.deadline is not None:
-            self._refuse_late(call.deadline, now, (self.images + images) * self._image_s)
-        if self.images and (wait > self._limit(now) or self._bytes + size > LARGEST_BYTES):
-            after = max(1, math.ceil(self.images * self._image_s))
+            self._refuse_late(call.deadline, now, wait + images * self._image_s)
+        too_much = self.images and (wait > self._limit(now) or self._bytes + size > LARGEST_BYTES)
+        if too_much or (call.early and self._load(now) > BUSY):
+            after = max(1, math.ceil(wait))
             raise Overloaded("The server has more to do than it can answer in time; try again later.", after)
         self.images += images
         self._bytes += size
@@ -80,10 +85,15 @@ class Admission:
 
     def computed(self, images: int, begun: float, now: float) -> None:
         """Note how long ``images`` took, which began to wait, or to be computed, at ``begun``."""
-        took = (now - max(begun, self._last_end)) / images
-        self._last_end = now
+        busy_s = now - max(begun, self._last_end)
+        self._load_then, self._last_end = self._load(now) + busy_s / LOAD_S, now
+        took = busy_s / images
         weight = images / (images + MEMORY_IMAGES) if self._image_s else 1.0
         self._image_s += weight * (took - self._image_s)
+
+    def _load(self, now: float) -> float:
+        """Which part of the last ``LOAD_S`` or so was spent computing."""
+        return self._load_then * math.exp((self._last_end - now) / LOAD_S)
 
     def _limit(self, now: float) -> float:
         """How long the next one may wait, in seconds."""

@@ -38,6 +38,7 @@ class Call:
         deadline: by ``time.perf_counter``; None where the client waits for as long as it takes.
         traceparent: of this server's part in the client's trace; None where there is no trace.
         version: the live one, by its name, where the client wants no other: then no challenger answers.
+        early: the client had just been told to come again later.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class Call:
     deadline: float | None = None
     traceparent: str | None = None
     version: str | None = None
+    early: bool = False
 
     def is_late(self, now: float) -> bool:
         """Whether nobody wants the answer any more."""

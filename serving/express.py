@@ -6,8 +6,8 @@
 - **Whatever is not plain takes the long way**: forms, large or compressed bodies, bodies of unknown length, clients
   that ask before they send, and a request that came before the one ahead of it was answered.
 - **Whom we could not answer in time, and who asks again at once, waits a moment** before its next request is read: else
-  a storm of refusals would take the time that answers need. What it waited counts, so while there is a queue it is
-  refused again. Connections that a proxy shares among clients are spared.
+  a storm of refusals would take the time that answers need. As long as the server is busy, it
+  is refused again. Connections that a proxy shares among clients are spared.
 """
 
 from typing import Any, Final
@@ -108,11 +108,15 @@ class Express(Connection):
             self.flow.resume_reading()
             self._resumed = now()
 
-    def _sent_at(self) -> float:
-        """Since when the request that is being read has waited; one that is there just after a pause came in it."""
+    def _call(self) -> Call:
+        """Of the request that is being read; one that is there just after a pause was sent before its end."""
         begun, since = now(), self._unread_since
         self._unread_since = None
-        return since if since is not None and begun - self._resumed < AT_ONCE_S else begun
+        early = since is not None and begun - self._resumed < AT_ONCE_S
+        call = call_of(self.headers, begun, self.transport.is_closing, self.keys.caller(self.headers))
+        if since is not None and early:
+            call.begun, call.early = since, True
+        return call
 
     def _plain(self) -> "Plain | None":
         if self.url != URL or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
@@ -129,7 +133,7 @@ class Express(Connection):
         if not length.isdigit() or not 0 < int(length) <= LARGEST:
             return None
         try:
-            call = call_of(self.headers, self._sent_at(), self.transport.is_closing, self.keys.caller(self.headers))
+            call = self._call()
         except (InvalidInput, Unauthorized):
             return None
         return Plain(self, call, keep_alive=self.parser.should_keep_alive(), patient=not proxied)

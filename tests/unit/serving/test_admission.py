@@ -48,13 +48,23 @@ def test_a_setting_bounds_the_standing_queue() -> None:
     assert admitted(admission, 10.0 + 2 * STANDING_S) == pytest.approx(20, abs=2)
 
 
-def test_what_a_call_has_waited_before_it_was_read_counts() -> None:
-    """Beside a queue that stands, who was kept waiting for longer than it may take is refused; else it is let in."""
-    admission = at_work()
-    admission.admit(call(begun=0.0), 1, 1, 10.0)
+def test_who_does_not_wait_as_told_is_let_in_once_the_server_is_not_busy() -> None:
+    """Nobody waits, but the server was busy for a while: who comes too early is refused, and others are not."""
+    admission, early = at_work(), call(begun=10.0)
+    early.early = True
+    admission.computed(90, 9.9, 10.0)
     with pytest.raises(Overloaded):
-        admission.admit(call(begun=10.0), 1, 1, 10.0 + 2 * STANDING_S)
-    admission.admit(call(begun=10.0 + 2 * STANDING_S), 1, 1, 10.0 + 2 * STANDING_S)
+        admission.admit(early, 1, 1, 10.0)
+    admission.admit(call(begun=10.0), 1, 1, 10.0)
+    admission.leave(1, 1)
+    admission.admit(early, 1, 1, 10.2)
+
+
+def test_how_long_a_client_took_to_send_does_not_count() -> None:
+    """A body that came slowly is let in beside others."""
+    admission = at_work()
+    admission.admit(call(begun=10.0), 1, 1, 10.0)
+    admission.admit(call(begun=5.0), 1, 1, 10.0 + 2 * STANDING_S)
 
 
 def test_who_is_refused_is_told_when_to_come_again() -> None:
