@@ -3,10 +3,10 @@
 - **The wait is known before it begins**: images that wait, times what an image took lately. Whoever would wait too long
   is refused at once, when trying elsewhere or later is still of use to them; so is whoever's own deadline is shorter,
   and, as long as the server is busy, who does not come later as it was told.
-- **A burst may wait long, a standing queue may not.** After a moment without any queue, ``BURST_S`` are allowed; where
-  the queue has not been empty for ``STANDING_S``, only as long as ``STANDING_IMAGES`` images take: a queue that never
-  empties makes everybody wait and nothing quicker. (CoDel, Nichols & Jacobson 2012, in the form that Maurer gave it
-  for servers in "Fail at Scale", ACM Queue 2015.)
+- **A burst may wait long, a standing queue may not.** As long as the server is not busy, ``BURST_S`` are allowed; then
+  only as long as ``STANDING_IMAGES`` images take: a queue that never empties makes everybody wait and nothing quicker.
+  (CoDel, Nichols & Jacobson 2012, in the form that Maurer gave it for servers in "Fail at Scale", ACM Queue 2015.
+  They ask when the queue was empty last. Here it is empty after every batch, so the time spent computing tells.)
 - Bytes are bounded too, since memory is.
 """
 
@@ -17,9 +17,8 @@ from serving.calls import Call
 from serving.errors import DeadlineExceeded, Overloaded
 
 BURST_S: Final = 0.25
-STANDING_S: Final = 0.1
 STANDING_IMAGES: Final = 64
-SHORTEST_S: Final = 0.01
+SHORTEST_S: Final = 0.004
 LONGEST_S: Final = 2.0
 """Bounds of what a standing queue may take where no setting says it."""
 LARGEST_BYTES: Final = 256 << 20
@@ -28,7 +27,9 @@ MEMORY_IMAGES: Final = 64.0
 """So many images ago counts half as much."""
 LOAD_S: Final = 0.1
 BUSY: Final = 0.5
-"""Of the time; what a request takes beside its computation is not in it."""
+IDLE: Final = 0.3
+"""Of the time: from where on a queue must be short, and up to where who comes too early is let in. What a request takes
+beside its computation is not in it."""
 
 
 class Admission:
@@ -38,7 +39,6 @@ class Admission:
         """``longest_s`` is what a queue may take, in seconds; None for what suits the model."""
         self._longest_s = longest_s
         self._image_s = 0.0
-        self._empty_at = 0.0
         self._last_end = 0.0
         self._load_then = 0.0
         self.images = 0
@@ -57,13 +57,11 @@ class Admission:
             Overloaded: it would wait too long, or until its deadline.
             DeadlineExceeded: that has passed already.
         """
-        if self.images == 0:
-            self._empty_at = now
         wait = self.images * self._image_s
         if call.deadline is not None:
             self._refuse_late(call.deadline, now, wait + images * self._image_s)
         too_much = self.images and (wait > self._limit(now) or self._bytes + size > LARGEST_BYTES)
-        if too_much or (call.early and self._load(now) > BUSY):
+        if too_much or (call.early and self._load(now) > IDLE):
             after = max(1, math.ceil(wait))
             raise Overloaded("The server has more to do than it can answer in time; try again later.", after)
         self.images += images
@@ -98,7 +96,7 @@ class Admission:
     def _limit(self, now: float) -> float:
         """How long the next one may wait, in seconds."""
         standing = self._longest_s or min(LONGEST_S, max(SHORTEST_S, STANDING_IMAGES * self._image_s))
-        return max(BURST_S, standing) if now - self._empty_at < STANDING_S else standing
+        return standing if self._load(now) > BUSY else max(BURST_S, standing)
 
     def _refuse_late(self, deadline: float, now: float, wait: float) -> None:
         if now >= deadline:

@@ -55,7 +55,7 @@ class ServingSettings(BaseModel):
         max_connections: of clients to each process, idle ones included.
         threads: cores of each process, for large images and slow models; by default its share of them.
         queue_ms: how long a queue that does not empty may make a request wait, in milliseconds; the rest is refused at
-            once. By default as long as 64 images take, 10 ms at least and 2 s at most.
+            once. By default as long as 64 images take, 4 ms at least and 2 s at most.
         processes: that answer on the one port.
         cache: folder for the last version that answered, to start from while the store is away; none by default.
         log: keep a record of every answer in the predictions zone; by default where the settings of the store say where
