@@ -34,7 +34,7 @@ LARGEST: Final = 256 << 10
 NOT_PLAIN: Final = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
 PROXIED: Final = frozenset({b"via", b"forwarded", b"x-forwarded-for"})
 JSON: Final = (b"content-type", b"application/json")
-PAUSE_S: Final = 0.2
+PAUSE_S: Final = 0.4
 """For who was refused; well below what it was told to wait for."""
 AT_ONCE_S: Final = 0.05
 """So soon after a pause, a request was sent before its end."""
