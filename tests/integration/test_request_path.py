@@ -165,14 +165,15 @@ def rejected(server: Serving, reason: str) -> int:
     return int(float(found[1])) if found else 0
 
 
-def test_nothing_is_computed_for_clients_that_have_left(slow: Serving) -> None:
+def test_nothing_is_computed_for_clients_that_have_left(zones: Zones, zone_settings: Settings, start: Start) -> None:
     """Of many who ask and go, only those are computed whose turn had come before they went."""
-    before = predicted(slow)
+    patient = start(zone_settings, QUEUE_MS="60000")
+    server = at(zones, patient, tiny_models.slow_onnx(tiny_models.DATASET, 1, size=2000))
     for _ in range(WAITING):
-        with connected(slow) as connection:
+        with connected(server) as connection:
             connection.sendall(head() + PNG)
-    wait_until(lambda: rejected(slow, "gone") + predicted(slow) - before == WAITING)
-    assert rejected(slow, "gone") > WAITING / 2
+    wait_until(lambda: rejected(server, "gone") + predicted(server) == WAITING)
+    assert rejected(server, "gone") > WAITING / 2
 
 
 def asked(server: Serving, count: int) -> Sequence[tuple[httpx.Response, float]]:
