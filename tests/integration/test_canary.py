@@ -178,7 +178,7 @@ def test_a_good_challenger_gets_all(shop: Shop) -> None:
 def test_a_bad_challenger_goes_back(shop: Shop, kind: str, asked_by: str) -> None:
     """It had a share for a moment, goes back with the numbers, and no client got an error; the champion never left."""
     made = {
-        "slow": partial(tiny_models.slow_onnx, size=1400),
+        "slow": partial(tiny_models.slow_onnx, ms=50),
         "crashing": tiny_models.crashing_onnx,
         "wrong": tiny_models.wrong_onnx,
     }

@@ -18,7 +18,7 @@ from pipeline.zones import Zones
 SAME = {"X-Request-Id": "same"}
 WAITING = 20
 """Requests that are sent at once to a server which answers ten a second."""
-
+SLOW = tiny_models.slow_onnx(tiny_models.DATASET, 1, ms=100)
 
 ANSWER = re.compile(rb"HTTP/1.1 (\d+) (?:[^\n]+\n)+?content-length: (\d+)\r\n(?:[^\r]+\r\n)*\r\n", re.IGNORECASE)
 """The head of one, with its status and the size of its body."""
@@ -62,7 +62,7 @@ def server(zones: Zones, zone_settings: Settings, start: Start) -> Serving:
 @pytest.fixture
 def slow(zones: Zones, zone_settings: Settings, start: Start) -> Serving:
     """One that takes a tenth of a second for each image, and lets nobody wait for longer than a quarter."""
-    return at(zones, start(zone_settings, QUEUE_MS="250"), tiny_models.slow_onnx(tiny_models.DATASET, 1, size=2000))
+    return at(zones, start(zone_settings, QUEUE_MS="250"), SLOW)
 
 
 def at(zones: Zones, server: Serving, onnx_file: bytes | None) -> Serving:
@@ -166,9 +166,8 @@ def rejected(server: Serving, reason: str) -> int:
 
 
 def test_nothing_is_computed_for_clients_that_have_left(zones: Zones, zone_settings: Settings, start: Start) -> None:
-    """Of many who ask and go, only those are computed whose turn had come before they went."""
-    patient = start(zone_settings, QUEUE_MS="60000")
-    server = at(zones, patient, tiny_models.slow_onnx(tiny_models.DATASET, 1, size=2000))
+    """Of many who ask and go, all of whom may wait, only those are computed whose turn had come before they went."""
+    server = at(zones, start(zone_settings, QUEUE_MS="60000"), SLOW)
     for _ in range(WAITING):
         with connected(server) as connection:
             connection.sendall(head() + PNG)
@@ -212,7 +211,7 @@ def test_a_slow_model_does_not_keep_the_server_from_answering(
     zones: Zones, zone_settings: Settings, start: Start
 ) -> None:
     """While many wait for predictions that take seconds, whoever asks for something else gets it before them."""
-    server = at(zones, start(zone_settings), tiny_models.slow_onnx(tiny_models.DATASET, 1, size=2000))
+    server = at(zones, start(zone_settings), SLOW)
     with ThreadPoolExecutor(WAITING) as pool:
         busy = [pool.submit(httpx.post, f"{server.client.base_url}/predict", content=PNG) for _ in range(WAITING)]
         wait_until(lambda: predicted(server) > 0)

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import tiny_models
 from live_server import Registry
-from onnx import TensorProto, helper
 from serving_parts import live_of
 
 from pipeline.errors import Corrupted
-from pipeline.onnx_model import INPUT, OUTPUT
 from serving.live_model import LARGEST_BATCH, LiveModel, best_of, warm_up
+
+SLOW = tiny_models.slow_onnx(tiny_models.DATASET, 1)
 
 
 def test_a_good_model_is_measured(models: Registry) -> None:
@@ -19,32 +19,9 @@ def test_a_good_model_is_measured(models: Registry) -> None:
     assert live.batch == LARGEST_BATCH
 
 
-def slow_onnx(side: int) -> bytes:
-    """ONNX of a model that multiplies large matrices for every image, and then says that all classes are equal."""
-    spec, classes = tiny_models.DATASET.pixels, len(tiny_models.DATASET.classes)
-    count = spec.height * spec.width * spec.channels
-    nodes = [
-        helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["rows"], axis=1),
-        helper.make_node("MatMul", ["rows", "first"], ["wide"]),
-        helper.make_node("MatMul", ["wide", "second"], ["wider"]),
-        helper.make_node("MatMul", ["wider", "third"], ["widest"]),
-        helper.make_node("MatMul", ["widest", "last"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], [OUTPUT], axis=1),
-    ]
-    random = np.random.default_rng(0)
-    constants = {
-        "first": random.normal(0, 1e-4, (count, side)).astype(np.float32),
-        "second": random.normal(0, 1e-4, (side, side)).astype(np.float32),
-        "third": random.normal(0, 1e-4, (side, side)).astype(np.float32),
-        "last": np.zeros((side, classes), np.float32),
-    }
-    return tiny_models.onnx_of(nodes, constants, spec, classes)
-
-
 def test_a_slow_model_is_loaded_for_its_share_and_for_all_cores(models: Registry) -> None:
     """It is not for the event loop; with two of four cores there are two of it, which say the same."""
-    live = live_of(models, 1, onnx_file=slow_onnx(2500), share=2, cores=4)
+    live = live_of(models, 1, onnx_file=SLOW, share=2, cores=4)
     assert not live.inline
     assert live.wide is not None
     pixels = tiny_models.picture(5)[None]
@@ -53,7 +30,7 @@ def test_a_slow_model_is_loaded_for_its_share_and_for_all_cores(models: Registry
 
 def test_a_slow_model_of_a_single_process_is_loaded_once(models: Registry) -> None:
     """Where nobody shares the cores there is nothing to choose."""
-    assert live_of(models, 1, onnx_file=slow_onnx(2500), share=4, cores=4).wide is None
+    assert live_of(models, 1, onnx_file=SLOW, share=4, cores=4).wide is None
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_shadow_answers_nobody(models: Registry, serve: Serve) -> None:
 
 def test_a_slow_shadow_delays_nobody(models: Registry, serve: Serve) -> None:
     """It is still at its first copies when the champion has answered many; its time shows in what is counted."""
-    _, challenger = pair(models, tiny_models.slow_onnx)
+    _, challenger = pair(models, partial(tiny_models.slow_onnx, ms=50))
     models.challenge(challenger, 1.0, mode="shadow")
     client = begun(serve(), challenger)
     for _ in range(100):
@@ -169,7 +169,7 @@ def test_what_would_wait_too_long_for_the_challenger_is_answered_by_the_champion
     models: Registry, serve: Serve
 ) -> None:
     """At a share of all requests, many of which come at once, nobody is refused."""
-    _, challenger = pair(models, partial(tiny_models.slow_onnx, size=2500))
+    _, challenger = pair(models, partial(tiny_models.slow_onnx, ms=200))
     models.challenge(challenger, 1.0)
     client = begun(serve(), challenger)
     with ThreadPoolExecutor(64) as clients:
