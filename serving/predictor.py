@@ -67,12 +67,11 @@ class Predictor:
         self._log = log
         self._admission = Admission(queue_s)
         self._decoders = Decoders(threads, self._decode, self._decoded)
-        self._slow = SlowLane(participant, self._compute, self._finish_soon)
+        self._slow = SlowLane(participant, self._compute, self._finish)
         self._trial = Trial(participant, counts, top_k, self._end, self._enqueue_for_champion)
         self._second = SecondOpinions(participant, counts)
         self._ready: deque[Job] = deque()
         self._round_is_due = False
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def answer(self, call: Call, images: Sequence[Image]) -> Answers:
         """One version's answers to all images of a call.
@@ -124,7 +123,6 @@ class Predictor:
         if job.is_small:
             self._enqueue(job)
         else:
-            self._loop = self._loop or asyncio.get_running_loop()
             self._decoders.put(job)
 
     def close(self) -> None:
@@ -155,7 +153,6 @@ class Predictor:
     def _enqueue_for_champion(self, job: Job) -> None:
         self._ready.append(job)
         if not self._round_is_due:
-            self._loop = self._loop or asyncio.get_running_loop()
             self._again(0.0)
 
     def _round(self) -> None:
@@ -185,20 +182,17 @@ class Predictor:
             self._again(AGAIN_S)
 
     def _again(self, after_s: float) -> None:
-        assert self._loop is not None  # noqa: S101 - a round has run, so it is known
         self._round_is_due = True
+        loop = asyncio.get_running_loop()
         if after_s:
-            self._loop.call_later(after_s, self._round)
+            loop.call_later(after_s, self._round)
         else:
-            self._loop.call_soon(self._round)
+            loop.call_soon(self._round)
 
     def _compute(self, jobs: Sequence[Job], live: LiveModel | None, model: OnnxModel | None) -> Sequence[Outcome]:
         if live is None or model is None:
             return [self._nothing_live()] * len(jobs)
         return compute(jobs, live, model, self._top_k, self._counts)
-
-    def _finish_soon(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
-        self._call_soon(self._finish, jobs, outcomes, begun)
 
     def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
         ended = now()
@@ -244,7 +238,3 @@ class Predictor:
 
     def _nothing_live(self) -> NothingLive:
         return NothingLive(nothing_live(self._participant.board, self._model))
-
-    def _call_soon(self, function: object, *arguments: object) -> None:
-        assert self._loop is not None  # noqa: S101 - whoever uses a thread has noted it
-        self._loop.call_soon_threadsafe(function, *arguments)  # type: ignore[arg-type]

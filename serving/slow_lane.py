@@ -3,10 +3,11 @@
 It takes whatever has queued while it was busy, up to a batch: nobody waits for a batch to fill, and there is no timer.
 """
 
+import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.onnx_model import OnnxModel
 from serving import cores
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 Compute = Callable[[Sequence[Job], LiveModel | None, OnnxModel | None], Sequence[Outcome]]
 """What jobs get from a version, by one of its models; without a version, why they get nothing."""
 Finish = Callable[[Sequence[Job], Sequence[Outcome], float], None]
-"""Told what became of jobs, and when they began to be computed; from the lane's thread."""
+"""Told on the event loop what became of jobs, and when they began to be computed."""
 
 
 class SlowLane:
-    """Its queue and its thread, which starts with the first job."""
+    """Its queue and its thread, which starts with the first job; used by the event loop alone."""
 
     def __init__(
         self,
@@ -35,49 +36,38 @@ class SlowLane:
         *,
         which: Callable[[Lineup], LiveModel | None] = lambda lineup: lineup.champion,
     ) -> None:
-        """Nothing runs yet; ``compute`` and ``finish`` are called from the thread, for ``which`` of the two models."""
+        """Nothing runs yet; ``compute`` is called in the thread, for ``which`` of the two models."""
         self._which = which
         self._participant = participant
         self._compute = compute
         self._finish = finish
         self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="slow-lane", daemon=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slow-lane")
 
     def put(self, jobs: Sequence[Job]) -> None:
         """Compute these, after those that are there."""
-        with self._changed:
-            self._jobs.extend(jobs)
-            if self._thread.ident is None:
-                self._thread.start()
-            self._changed.notify()
+        self._jobs.extend(jobs)
+        self._thread.submit(self._run, asyncio.get_running_loop())
 
     def close(self) -> None:
         """Finish what is queued, and end."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        while jobs := self._taken():
-            begun = now()
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Compute all that is queued; what came while that was done, too."""
+        while self._jobs:
+            jobs, begun = self._taken(), now()
             try:
                 outcomes = self._computed(jobs)
-            except Exception as error:  # a thread that ends in silence would leave everybody waiting
+            except Exception as error:  # a future that nobody reads would keep it, and leave everybody waiting
                 log.exception("a batch could not be computed")
                 outcomes = [error] * len(jobs)
-            self._finish(jobs, outcomes, begun)
+            loop.call_soon_threadsafe(self._finish, jobs, outcomes, begun)
 
     def _taken(self) -> list[Job]:
-        """The next batch, once there is one; empty at the end."""
-        with self._changed:
-            while not self._jobs and not self._stopping:
-                self._changed.wait()
-            live = self._which(self._participant.lineup_now() or NOTHING)
-            return taken(self._jobs, live.batch if live else 1)
+        """The next batch."""
+        live = self._which(self._participant.lineup_now() or NOTHING)
+        return taken(self._jobs, live.batch if live else 1)
 
     def _computed(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
         live = self._which(self._participant.lineup())

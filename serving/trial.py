@@ -53,14 +53,13 @@ class Trial:
         self._top_k = top_k
         self._finished = finished
         self._to_champion = to_champion
-        self._lane = SlowLane(participant, self._compute, self._finish_soon, which=lambda lineup: lineup.challenger)
+        self._lane = SlowLane(participant, self._compute, self._finish, which=lambda lineup: lineup.challenger)
         self._jobs: deque[Job] = deque()
         self._images = 0
         self._image_s = 0.0
         self._challenger: LiveModel | None = None
         self._warned: LiveModel | None = None
         self._round_is_due = False
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def takes(self, job: Job) -> bool:
         """Whether the challenger answers a job; if so, it is seen to."""
@@ -72,7 +71,6 @@ class Trial:
         self._get_to_know(lineup.challenger)
         if not self._may_wait(job, lineup):
             return False
-        self._loop = self._loop or asyncio.get_running_loop()
         self._images += len(job.sent)
         if self._is_inline(lineup.challenger):
             self._jobs.append(job)
@@ -101,10 +99,9 @@ class Trial:
         return challenger.inline and self._image_s < STILL_INLINE_S
 
     def _again(self) -> None:
-        assert self._loop is not None  # noqa: S101 - who comes here has noted it
         if not self._round_is_due:
             self._round_is_due = True
-            self._loop.call_soon(self._round)
+            asyncio.get_running_loop().call_soon(self._round)
 
     def _round(self) -> None:
         """Compute one batch; then let the loop look at the network again."""
@@ -125,10 +122,6 @@ class Trial:
         if challenger is None or model is None:
             return [NothingLive("The challenger is gone.")] * len(jobs)
         return compute(jobs, challenger, model, self._top_k, self._counts, role="challenger")
-
-    def _finish_soon(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
-        assert self._loop is not None  # noqa: S101 - nothing is in the lane before it is noted
-        self._loop.call_soon_threadsafe(self._finish, jobs, outcomes, begun)
 
     def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome], begun: float) -> None:
         ended, images = now(), sum(len(job.sent) for job in jobs)
