@@ -5,12 +5,11 @@ No file is touched here; ``stack_secrets`` does that.
 
 import itertools
 import secrets
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline import api_keys
 from pipeline.errors import InvalidInput, InvalidSettings
@@ -27,11 +26,13 @@ MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_SAFELIGHT="1000"
 """
 """What Silo reads with ``MINIO_CONFIG_ENV_FILE``; events wait while nobody listens, as many as that."""
 DATABASE = "postgresql+asyncpg://safelight:{}@postgres:5432/safelight"
-LETTERS = string.ascii_letters + string.digits
-ALLOWED = frozenset(LETTERS + "-._~")
+ALLOWED = frozenset(api_keys.LETTERS + "-._~")
 """What needs no escaping in a URL, a shell and a configuration file."""
 SHORTEST, LONGEST, DIFFERENT = 16, 40, 8
 """Bounds of a secret's length (the longest is MinIO's), and how many different characters a strong one has."""
+
+random_secret: Final = api_keys.new_key
+"""A new secret is 190 bits, too."""
 
 Files = dict[str, str]
 
@@ -195,11 +196,6 @@ def weak_ones(values: Mapping[str, str]) -> dict[str, str]:
 
 def _named(name: str) -> str:
     return f"{name}-{secrets.token_hex(4)}"
-
-
-def random_secret() -> str:
-    """A new secret: 190 bits."""
-    return "".join(secrets.choice(LETTERS) for _ in range(32))
 
 
 def refuse_impossible(value: str) -> None:

@@ -14,7 +14,7 @@ from serving.calls import Call
 from serving.errors import NothingLive
 from serving.front import call_in
 from serving.live_model import LiveModel
-from serving.open_inference_request import read_request
+from serving.open_inference_request import SHOWN_CHARS, read_request
 from serving.open_inference_response import Encoded, write_response
 from serving.open_inference_schemas import RequestObject, ResponseObject
 from serving.routes import Direct, Server, bounded_body, problems, refuse_compressed, refuse_other_model
@@ -23,8 +23,6 @@ from serving.status import nothing_live
 TAG: Final = "Open Inference Protocol"
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 JSON, BINARY = "application/json", "application/octet-stream"
-SHOWN_CHARS: Final = 80
-"""Of a client's own words in an error's sentence."""
 PATHS: Final = {
     "/v2/models/{name}/versions/{version}/infer": "Classify images with the live version, by its name",
     "/v2/models/{name}/infer": "Classify images",

@@ -51,7 +51,7 @@ class Outbox:
         self._files: deque[File] = deque()
         self._changed = threading.Condition()
         self._deadline: float | None = None
-        self._complained = False
+        self._complained: str | None = None
         self._sending = False
         self._thread = threading.Thread(target=self._run, name="prediction-files", daemon=True)
 
@@ -121,7 +121,7 @@ class Outbox:
                 self._lost(file.rows)
         else:
             self._taken()
-            self._complained = False
+            self._complained = None
         return True
 
     def _taken(self) -> bool:
@@ -142,7 +142,7 @@ class Outbox:
         time.sleep(LAST_PAUSE_S)
 
     def _complain(self, what: str, error: Exception) -> None:
-        """Once, until the store takes a file again."""
-        if not self._complained:
+        """Once, until the store takes a file again or does something else."""
+        if self._complained != what:
             log.warning("the prediction log %s: %s", what, error)
-        self._complained = True
+        self._complained = what

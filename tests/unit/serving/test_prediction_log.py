@@ -243,6 +243,21 @@ def test_a_server_without_the_right_to_write_says_so_once(caplog: pytest.LogCapt
     assert caplog.text.count("PUT refused.") == 1
 
 
+def test_a_store_that_comes_back_and_refuses_is_complained_of_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That rows were to wait while it was away is not the last that a person reads: now they are lost."""
+    monkeypatch.setattr(prediction_outbox, "FIRST_PAUSE_S", 0.01)
+    store, lost = Refusing(StoreUnavailable("away")), list[int]()
+    with logging_to(store, lost, flush_s=1) as log:
+        log.note(answers([image(1)]), "call")
+        wait_until(lambda: store.tries > 2, 10)
+        store.error = AccessDenied("PUT refused.")
+        wait_until(lambda: bool(lost), 10)
+    assert lost == [1]
+    assert (caplog.text.count("waits: away"), caplog.text.count("loses its rows: PUT refused.")) == (1, 1)
+
+
 @pytest.mark.parametrize("odd", ["text", "class"])
 def test_a_call_that_cannot_be_logged_takes_none_with_it_but_its_block(
     odd: str, caplog: pytest.LogCaptureFixture
