@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pipeline.aliases import Canary, Mode
 from pipeline.canary_rule import Counts, Histogram, Side
 from pipeline.errors import DeployFailed
-from pipeline.replicas import STATUS_TIMEOUT, Replica, refuse_gateway
+from pipeline.replicas import STATUS_TIMEOUT, Replica, refuse_unusable
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -108,11 +108,11 @@ def asked(replica: Replica, model: str) -> Report | None:
     """What a replica says of the canary of ``model``; None while it does not answer.
 
     Raises:
-        DeployFailed: it says nothing that could be read, or is a gateway.
+        DeployFailed: it says nothing that could be read, is a gateway, or asks for a key.
     """
     try:
         answer = replica.client.get(f"/v2/models/{model}/canary", timeout=STATUS_TIMEOUT)
-        refuse_gateway(replica, answer)
+        refuse_unusable(replica, answer)
         if answer.is_server_error:
             return None
         return Report.model_validate_json(answer.content)

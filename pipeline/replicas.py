@@ -234,9 +234,7 @@ def _status(replica: Replica, model: str) -> Status | None:
         answer = replica.client.get(f"/v2/models/{model}", timeout=STATUS_TIMEOUT)
     except httpx.TransportError:
         return None
-    refuse_gateway(replica, answer)
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise DeployFailed(f"{replica.name} asks for a key: set {PREFIX}INFERENCE_API_KEY to one that is good there")
+    refuse_unusable(replica, answer)
     try:
         said = answer.json()
     except ValueError:
@@ -248,12 +246,14 @@ def _status(replica: Replica, model: str) -> Status | None:
     return read_status(said)
 
 
-def refuse_gateway(replica: Replica, answer: httpx.Response) -> None:
-    """Raise DeployFailed where an answer came through a gateway that says so."""
+def refuse_unusable(replica: Replica, answer: httpx.Response) -> None:
+    """Raise DeployFailed where an answer came through a gateway that says so, or asks for a key."""
     if "via" in answer.headers:
         raise DeployFailed(
             f"{replica.name} is a gateway, behind which replicas hide: let {PREFIX}INFERENCE_URL name the replicas"
         )
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise DeployFailed(f"{replica.name} asks for a key: set {PREFIX}INFERENCE_API_KEY to one that is good there")
 
 
 def read_status(said: Mapping[str, Any]) -> Status:

@@ -181,9 +181,10 @@ class TestAsked:
             (httpx.Response(200, text="<html>"), "is it of this release"),
             (httpx.Response(200, json=said("A", -1)), "is it of this release"),
             (httpx.Response(200, json=said("A", 3), headers={"Via": "1.1 gateway"}), "is a gateway"),
+            (httpx.Response(401, json={"detail": "?"}), "asks for a key: set SAFELIGHT_INFERENCE_API_KEY"),
         ],
     )
     def test_one_that_cannot_be_summed_up(self, answer: httpx.Response, reason: str) -> None:
-        """A stranger, and a gateway behind which replicas hide."""
+        """A stranger, a gateway behind which replicas hide, and one that wants a key."""
         with pytest.raises(DeployFailed, match=reason):
             asked(replica("a", answer), "pets")
