@@ -8,7 +8,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -62,6 +62,37 @@ class Ramp:
     still_wanted: Callable[[], object] = lambda: None
 
 
+class Latecomers:
+    """Replicas that do not show a step, and since when: each is waited for, but not for ever."""
+
+    def __init__(self, canary: Canary, timeout_s: float) -> None:
+        """Nobody was looked at yet; ``timeout_s`` is how long a replica may not answer, or not show the step."""
+        self._canary = canary
+        self._timeout_s = timeout_s
+        self._late: dict[str, float] = {}
+        self._refusing: dict[str, float] = {}
+
+    def look(self, reports: Reports, now: float) -> list[str]:
+        """Who is waited for and why, as clauses; none once all show the step.
+
+        Args:
+            reports: what each replica says.
+            now: the time, in seconds of a clock that only goes forward.
+
+        Raises:
+            Doubt: somebody was waited for long enough, or has been refusing the challenger for too long.
+        """
+        missing = dict(_missing(reports, self._canary))
+        refusing = [each.name for each, report in reports.items() if report and report.refuses(self._canary)]
+        self._late = {who: self._late.get(who, now) for who in missing}
+        self._refusing = {who: self._refusing.get(who, now) for who in refusing if who in missing}
+        for who, why in missing.items():
+            refused_s = now - self._refusing.get(who, now)
+            if now - self._late[who] > self._timeout_s or refused_s > FAILURE_GRACE_S:
+                raise Doubt(f"{who} {why}")
+        return [f"{who} {why}" for who, why in missing.items()]
+
+
 @dataclass(slots=True)
 class Step:
     """One step while it lasts; ``etag`` is that of the alias that says so."""
@@ -72,12 +103,13 @@ class Step:
     _begun: float = field(init=False, default_factory=time.monotonic)
     _busy: float = field(init=False, default_factory=time.monotonic)
     _counts: Counts = field(init=False, default_factory=Counts)
-    _late: dict[Replica, float] = field(init=False, default_factory=dict)
+    _latecomers: Latecomers = field(init=False)
     _ledger: Ledger = field(init=False)
     _replay: Replay = field(init=False)
 
     def __post_init__(self) -> None:
         ramp, share = self.ramp, self.canary.share if self.canary.mode == "split" else 0.0
+        self._latecomers = Latecomers(self.canary, ramp.timeout_s)
         self._ledger = Ledger(self.canary)
         self._replay = Replay(ramp.questions, ramp.challenger, share, ramp.config.minimum_requests)
 
@@ -93,7 +125,7 @@ class Step:
             self.ramp.still_wanted()
             self._refuse_changed()
             reports = self.ramp.replicas.each(self._asked)
-            waiting = self._waiting(reports)
+            waiting = self._latecomers.look(reports, time.monotonic())
             self._count(reports)
             found = verdict(self._counts, self.ramp.config, self.ramp.expected)
             self._say("; ".join(waiting) or found.reason)
@@ -142,33 +174,6 @@ class Step:
                 f"Alias {CHAMPION!r} of model {model!r} was changed by somebody else while version "
                 f"{self.canary.challenger} had {size(self.canary)}: the ramp ends, and leaves it as it is."
             )
-
-    def _waiting(self, reports: Reports) -> list[str]:
-        """What each replica is waited for, if it is.
-
-        Raises:
-            Doubt: it was waited for long enough.
-        """
-        now = time.monotonic()
-        absent = [each for each, report in reports.items() if not (report and report.shows(self.canary))]
-        self._late = {replica: self._late.get(replica, now) for replica in absent}
-        if not reports and self._lasted > self.ramp.timeout_s:
-            raise Doubt("no replica was found")
-        waiting = [self._hindrance(each, reports[each], now - self._late[each]) for each in absent]
-        return waiting if reports else ["no replica was found"]
-
-    def _hindrance(self, replica: Replica, report: Report | None, late_s: float) -> str:
-        """Why a replica is not there yet, as a clause.
-
-        Raises:
-            Doubt: it has been late for too long.
-        """
-        refusal = report.refuses(self.canary) if report else ""
-        why = "does not show the step" if report else "does not answer"
-        why = f"did not load the version; it says: {refusal}" if refusal else why
-        if late_s > (min(FAILURE_GRACE_S, self.ramp.timeout_s) if refusal else self.ramp.timeout_s):
-            raise Doubt(f"{replica.name} {why}")
-        return f"{replica.name} {why}"
 
     def _count(self, reports: Reports) -> None:
         self._ledger.note(reports)
@@ -228,6 +233,18 @@ class Step:
 def size(canary: Canary | CanaryStep) -> str:
     """What a challenger gets, as a clause."""
     return f"{'a copy of ' if canary.mode == 'shadow' else ''}{100 * canary.share:.4g} % of the requests"
+
+
+def _missing(reports: Reports, canary: Canary) -> Iterator[tuple[str, str]]:
+    """Who does not show a step, and a clause that says what it does instead."""
+    if not reports:
+        yield "no replica", "was found"
+    for replica, report in reports.items():
+        if report is None:
+            yield replica.name, "does not answer"
+        elif not report.shows(canary):
+            refusal = report.refuses(canary)
+            yield replica.name, f"did not load the version; it says: {refusal}" if refusal else "does not show the step"
 
 
 def _requests(counts: Counts) -> int:
