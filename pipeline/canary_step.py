@@ -29,6 +29,10 @@ OnStep = Callable[[CanaryStep], None]
 """Told of each step that came to an end."""
 
 
+LONGEST_PAUSE_S = 1.0
+"""Between two looks at the replicas, while none is sent a test image."""
+
+
 class Doubt(Exception):
     """Why a challenger goes back, as a clause."""
 
@@ -136,7 +140,7 @@ class Step:
             if self._lasted > max(self.ramp.config.hold_s, self.ramp.config.step_s) and not waiting:
                 self._give_up(found)
             if not self._send(reports, found):
-                time.sleep(POLL_S)
+                time.sleep(pause_s(self._lasted))
 
     def tell(self, outcome: Outcome, reason: str) -> None:
         """Report what the step came to."""
@@ -228,6 +232,11 @@ class Step:
             f"little to judge it by, namely {lack}; deploy it with a canary again to go on, or stop it with "
             "`safelight models canary`."
         )
+
+
+def pause_s(lasted_s: float) -> float:
+    """Seconds until replicas and alias are looked at again: of a step that has lasted long, a doubt may take longer."""
+    return min(LONGEST_PAUSE_S, max(POLL_S, lasted_s / 20))
 
 
 def size(canary: Canary | CanaryStep) -> str:

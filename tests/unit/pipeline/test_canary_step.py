@@ -6,8 +6,8 @@ import pytest
 from pipeline.aliases import Canary
 from pipeline.artifacts import utc_now
 from pipeline.canary_counts import Report, Reports
-from pipeline.canary_step import Doubt, Latecomers
-from pipeline.replicas import FAILURE_GRACE_S, Replica
+from pipeline.canary_step import Doubt, Latecomers, pause_s
+from pipeline.replicas import FAILURE_GRACE_S, POLL_S, Replica
 
 CANARY = Canary(challenger="new", share=0.1, step=1, started_at=utc_now())
 REPLICA = Replica("a", "the server at a", httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(500))))
@@ -75,3 +75,12 @@ class TestLatecomers:
             assert latecomers.look(REFUSING, now)
             assert latecomers.look(LATE, now + 10)
         assert latecomers.look(THERE, 50) == []
+
+
+def test_a_step_that_waits_for_long_asks_rarely() -> None:
+    """Often in its first seconds; in the quarter of an hour after which it holds, less than a thousand times."""
+    looks, now = 0, 0.0
+    while now < 900:
+        assert POLL_S <= pause_s(now) <= max(POLL_S, now / 20)
+        looks, now = looks + 1, now + pause_s(now)
+    assert looks < 1000
