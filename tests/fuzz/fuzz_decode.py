@@ -30,7 +30,8 @@ MEMORY_MB, SECONDS, LARGEST = 2048, 10, 1 << 16
 def main(arguments: Sequence[str]) -> None:
     """Fuzz; ``arguments`` are a folder for the corpus, and libFuzzer's own flags."""
     cv2.setNumThreads(1)
-    seeds = {path.name: path.read_bytes() for path in GOLDEN.iterdir() if path.suffix not in OTHER_FILES}
+    found = [path for path in GOLDEN.iterdir() if path.is_file() and path.suffix not in OTHER_FILES]
+    seeds = {path.name: path.read_bytes() for path in found}
     with tempfile.TemporaryDirectory() as folder:
         for name, data in (seeds | dict(hostile_images.small())).items():
             (Path(folder) / name).write_bytes(data)

@@ -2,8 +2,8 @@
 
 What an image must decode to is computed here from known samples by the definitions in the docstrings of
 ``pipeline/images.py`` and ``pipeline/resizing.py``, never by those modules; only lossy images are decoded, by Pillow.
-What is resized is computed in integers, as docs/decisions/decoding.md defines it. Written once, kept for ever: a
-decoder that answers otherwise breaks every dataset and model made before, and must raise ``PIXEL_FORMAT``.
+Files are made in ``encoders``, resized pixels in ``resampling``. Written once, kept for ever: a decoder that answers
+otherwise breaks every dataset and model made before, and must raise ``PIXEL_FORMAT``.
 """
 
 import io
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from encoders import Array, chunk, exif, interlaced_png, picture, png, saved, tiff
 from PIL import Image, ImageOps
+from resampling import resampled
 
 HERE = Path(__file__).parent
 HEIGHT, WIDTH = 10, 12
 
-Array = NDArray[Any]
 rng = np.random.default_rng(20_261_101)
 cases: list[dict[str, Any]] = []
 expected: dict[str, Array] = {}
@@ -52,94 +52,6 @@ def over_white(colour: Array, alpha: Array) -> Array:
     """8-bit colour with 8-bit alpha on white, rounded."""
     alpha = alpha if colour.ndim == 2 else alpha[:, :, None]
     return np.rint((colour * alpha + 255.0 * (255 - alpha)) / 255)
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    """One PNG chunk."""
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def packed(row: Array, bits: int) -> bytes:
-    """One row of samples, as PNG and TIFF pack them."""
-    if bits == 16:
-        return row.astype(">u2").tobytes()
-    planes = row.reshape(-1, 1) >> np.arange(bits - 1, -1, -1) & 1
-    return np.packbits(planes.astype(np.uint8).ravel()).tobytes()
-
-
-def png(values: Array, kind: int, bits: int, before: bytes = b"", after: bytes = b"") -> bytes:
-    """A PNG of one IDAT, no filter."""
-    rows = b"".join(b"\0" + packed(row, bits) for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, kind, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + before
-        + chunk(b"IDAT", zlib.compress(rows))
-        + after
-        + chunk(b"IEND", b"")
-    )
-
-
-def interlaced_png(values: Array) -> bytes:
-    """8-bit grey in Adam7's seven passes."""
-    rows = b""
-    for top, left, down, right in (
-        (0, 0, 8, 8),
-        (0, 4, 8, 8),
-        (4, 0, 8, 4),
-        (0, 2, 4, 4),
-        (2, 0, 4, 2),
-        (0, 1, 2, 2),
-        (1, 0, 2, 1),
-    ):
-        for row in values[top::down, left::right]:
-            rows += b"\0" + row.astype(np.uint8).tobytes() if row.size else b""
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 8, 0, 0, 0, 1)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def exif(orientation: int, order: str = "<") -> bytes:
-    """EXIF that holds an orientation and nothing else."""
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    return mark + struct.pack(order + "IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-
-
-def tiff(
-    values: Array, bits: int, photometric: int, order: str = "<", *, extra: int | None = None, orientation: int = 1
-) -> bytes:
-    """One uncompressed strip."""
-    height, width = values.shape[:2]
-    channels = 1 if values.ndim == 2 else values.shape[2]
-    strip = b"".join(row.astype(order + "u2").tobytes() if bits == 16 else packed(row, bits) for row in values)
-    tags = [(256, 4, width), (257, 4, height), (258, 3, None), (259, 3, 1), (262, 3, photometric), (273, 4, None)]
-    tags += [(274, 3, orientation), (277, 3, channels), (278, 4, height), (279, 4, len(strip))]
-    tags += [(338, 3, extra)] if extra is not None else []
-    after = 8 + 2 + 12 * len(tags) + 4
-    depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
-    out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
-    for tag, kind, number in tags:
-        count = channels if tag == 258 else 1
-        if tag == 258:
-            value = depths.ljust(4, b"\0") if len(depths) <= 4 else struct.pack(order + "I", after)
-        elif tag == 273:
-            value = struct.pack(order + "I", after + len(depths))
-        else:
-            value = struct.pack(order + ("I" if kind == 4 else "H"), number).ljust(4, b"\0")
-        out += struct.pack(order + "HHI", tag, kind, count) + value
-    return out + bytes(4) + depths + strip
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """What Pillow's encoder writes."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def picture(values: Array) -> Image.Image:
-    """An array as Pillow's image."""
-    return Image.fromarray(values.astype(np.uint8))
 
 
 def by_pillow(data: bytes, mode: str) -> Array:
@@ -362,51 +274,6 @@ def decoded_smaller(data: bytes, times: int) -> Array:
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (image.width // times, image.height // times))
     return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-
-
-def resampled(pixels: Array, rows: int, columns: int, *, averaged: bool = False) -> Array:
-    """Pixels (H, W, 3) at another size; ``averaged`` says that each is a mean already."""
-    height, width = pixels.shape[:2]
-    smooth = pixels
-    for length in (rows, columns):
-        boxes = min(len(smooth), 2 * length)
-        smooth = means(smooth, boxes).swapaxes(0, 1)
-    smooth = np.floor(smooth + 0.5).astype(np.int64)
-    for length, before in ((rows, height), (columns, width)):
-        smooth = smoothed(smooth, len(smooth) / length, averaged or len(smooth) < before).swapaxes(0, 1)
-    smooth = (smooth + 2 + (1 << 15)) >> 16
-    first, weights = between(smooth.shape[1], columns)
-    inside = (first >= 0) & (first < smooth.shape[1] - 1)
-    weights = np.where(inside, weights, [[2048], [0]])[:, None, :, None]
-    across = [smooth[:, (first + step).clip(0, smooth.shape[1] - 1)] for step in (0, 1)]
-    line = across[0] * weights[0] + across[1] * weights[1]
-    first, weights = between(len(smooth), rows)
-    down = [line[(first + step).clip(0, len(smooth) - 1)] >> 4 for step in (0, 1)]
-    parts = [part * weight[:, None, None] >> 16 for part, weight in zip(down, weights, strict=True)]
-    return (parts[0] + parts[1] + 2) >> 2
-
-
-def means(pixels: Array, boxes: int) -> Array:
-    """The first axis cut into equal boxes, each one's mean."""
-    edges = np.linspace(0, len(pixels), boxes + 1)
-    at = np.arange(len(pixels))
-    inside = (np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)).clip(0, 1)
-    return np.tensordot(inside, pixels, 1) * boxes / len(pixels)
-
-
-def smoothed(pixels: Array, ratio: float, averaged: bool) -> Array:
-    """256 times the first axis under three taps."""
-    side = 2 * round(128 * min(max(ratio - 1, 0) / 4, 1 / 6 if averaged else 1 / 4))
-    padded = np.concatenate([pixels[:1], pixels, pixels[-1:]])
-    return side * (padded[:-2] + padded[2:]) + (256 - 2 * side) * padded[1:-1]
-
-
-def between(length: int, wanted: int) -> tuple[Array, Array]:
-    """The first of the two neighbours of each wanted sample (``wanted``), and their weights in 2048ths (2, wanted)."""
-    place = ((np.arange(wanted) + 0.5) * (length / wanted) - 0.5).astype(np.float32)
-    first = np.floor(place)
-    part = place - first
-    return first.astype(np.int64), np.rint(np.stack([1 - part, part]) * 2048).astype(np.int64)
 
 
 def rejected() -> dict[str, str]:
