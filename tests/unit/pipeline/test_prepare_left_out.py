@@ -19,7 +19,7 @@ BAD = {
     "class-000/empty.png": b"",
     "class-000/truncated.png": synthetic.png(2000)[:200],
     "class-001/text.PNG": b"this is no image",
-    "class-001/photo.heic": b"\\0\\0\\0\\x18ftypheic" + bytes(50),
+    "class-001/photo.heic": b"\0\0\0\x18ftypheic" + bytes(50),
     "class-002/conflict.png": synthetic.png(0),
 }
 
