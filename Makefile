@@ -22,15 +22,16 @@ SECRET ?=
 PEERS ?=
 FROM ?=
 STACK_TAG ?= dev
+K8S_SECRETS = k8s/overlays/local/secrets
 # What the images are labelled with; the commit's time and not the clock's, so that the same code gives the same image.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate demo stop clean test test-e2e soak fuzz bench-serving soak-serving lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate k8s-secrets k8s-rotate demo stop clean test test-e2e soak fuzz bench-serving soak-serving lint format constraints preflight
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 preflight:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "safelight: there is no $(PYTHON): install Python 3.11 or newer, or run 'make PYTHON=/path/to/python3.11'." >&2; exit 1; }
@@ -88,6 +89,13 @@ down: ## stop the stack in containers; what is stored stays
 
 secrets: ## show the users and passwords of the stack in containers
 	@$(QUIET_RUN) secrets show
+
+k8s-secrets: $(VENV)/.installed ## make the secrets of the stack in Kubernetes, as files for k8s/overlays/local, and show them
+	@$(BIN)/python -m pipeline.cluster_secrets $(K8S_SECRETS) write
+	@$(BIN)/python -m pipeline.cluster_secrets $(K8S_SECRETS) show
+
+k8s-rotate: $(VENV)/.installed ## replace one of them (SECRET=name), and say how the cluster gets it
+	@$(BIN)/python -m pipeline.cluster_secrets $(K8S_SECRETS) rotate "$(SECRET)"
 
 rotate: ## replace a secret of the stack (SECRET=name, FROM=file with your own) and start anew what uses it
 	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" pipeline/rotate-secret "$(SECRET)" "$(FROM)"

@@ -58,12 +58,7 @@ def write(root: Path, stack: Stack) -> None:
         LocalServiceFailed: a volume cannot be written.
     """
     wide = stack.is_wide
-    with _alone(root):
-        values = _complete(root)
-        asks = stack.asks_for_keys or (stack.keys is None and _asks_now(root, stack))
-        # Once it asks, only STACK_API_KEYS=off ends that: a command that knows nothing of a wide binding must not.
-        _hand_out(root, values, dataclasses.replace(stack, keys=asks))
-    weak = weak_ones(values)
+    weak = weak_ones(make_and_hand_out(root, stack))
     if weak and wide:
         raise InvalidSettings(
             f"STACK_BIND={stack.bind} would publish the stack with {_sentence(weak)}: run `make rotate SECRET="
@@ -73,6 +68,25 @@ def write(root: Path, stack: Stack) -> None:
         print(f"safelight: whoever reaches {stack.bind} can ask the inference server, because STACK_API_KEYS=off.")
     if weak:
         print(f"safelight: {_sentence(weak)}; STACK_BIND is refused other addresses than loopback until it is rotated.")
+
+
+def make_and_hand_out(root: Path, stack: Stack, *, give: bool = True) -> Mapping[str, str]:
+    """All values, after what was missing was made and each consumer that has a folder got its copy.
+
+    Args:
+        root: folder with ``all`` and one for each consumer.
+        stack: what the surroundings decide.
+        give: the copies to the users that read them, which takes root's rights; else they stay the caller's own.
+
+    Raises:
+        LocalServiceFailed: a folder cannot be written.
+    """
+    with _alone(root):
+        values = _complete(root)
+        asks = stack.asks_for_keys or (stack.keys is None and _asks_now(root, stack))
+        # Once it asks, only STACK_API_KEYS=off ends that: a command that knows nothing of a wide binding must not.
+        _hand_out(root, values, dataclasses.replace(stack, keys=asks), give=give)
+    return values
 
 
 def check(root: Path) -> None:
@@ -92,8 +106,10 @@ def check(root: Path) -> None:
         raise InvalidSettings(f"There is {_sentence(weak)}: run `make rotate SECRET={next(iter(weak))}`.")
 
 
-def rotate(root: Path, stack: Stack, name: str, value: str | None = None) -> tuple[str, ...]:
+def rotate(root: Path, stack: Stack, name: str, value: str | None = None, *, give: bool = True) -> tuple[str, ...]:
     """Replace a secret by a new one, or by a person's own; returns the services that must be started anew, in order.
+
+    ``give`` is what it is to ``make_and_hand_out``.
 
     Raises:
         InvalidInput: there is no such secret, or the value cannot be one.
@@ -111,7 +127,7 @@ def rotate(root: Path, stack: Stack, name: str, value: str | None = None) -> tup
         write_private(root / ALL / secret.file, values[secret.file])
         if name == "root":
             (root / "object-store" / "security.toml").unlink(missing_ok=True)  # certificates are made anew with it
-        _hand_out(root, values, dataclasses.replace(stack, keys=_asks_now(root, stack)))
+        _hand_out(root, values, dataclasses.replace(stack, keys=_asks_now(root, stack)), give=give)
     by_file = stack.store == "seaweedfs" and secret.file.endswith("_secret_key")
     tells = stack.store == "silo" and stack.webhook and name == "uploads"
     return ("object-store", *secret.services) if by_file or tells else secret.services
@@ -210,7 +226,7 @@ def _complete(root: Path) -> dict[str, str]:
     return values
 
 
-def _hand_out(root: Path, values: Mapping[str, str], stack: Stack) -> None:
+def _hand_out(root: Path, values: Mapping[str, str], stack: Stack, *, give: bool) -> None:
     """Make each mounted consumer's folder hold what it should, and nothing else."""
     wanted = files_of(values, stack)
     for consumer in (name for name in wanted if (root / name).is_dir()):
@@ -220,9 +236,10 @@ def _hand_out(root: Path, values: Mapping[str, str], stack: Stack) -> None:
         for path in folder.iterdir():
             if path.name not in files:
                 path.unlink()
+        uid = UIDS.get(consumer, SERVICE_UID) if give else None
         for name, text in files.items():
-            _hand_over(folder / name, text, UIDS.get(consumer, SERVICE_UID))
-        _own(folder, UIDS.get(consumer, SERVICE_UID), 0o500)
+            _hand_over(folder / name, text, uid)
+        _own(folder, uid, 0o500 if give else 0o700)
 
 
 def _seaweedfs_files(folder: Path, users: str) -> Files:
@@ -235,15 +252,17 @@ def _seaweedfs_files(folder: Path, users: str) -> Files:
     return there | {"s3.json": users}
 
 
-def _hand_over(path: Path, text: str, uid: int) -> None:
+def _hand_over(path: Path, text: str, uid: int | None) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_private(path, text)
     _own(path, uid, 0o600)
 
 
-def _own(path: Path, uid: int, mode: int) -> None:
+def _own(path: Path, uid: int | None, mode: int) -> None:
+    """Set who may use ``path``; None leaves it to whoever has it."""
     try:
-        os.chown(path, uid, uid)
+        if uid is not None:
+            os.chown(path, uid, uid)
         path.chmod(mode)
     except OSError as error:
         raise LocalServiceFailed(f"{path} cannot be given to user {uid}: {error.strerror}.") from error
