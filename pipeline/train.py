@@ -25,10 +25,11 @@ from pipeline import augment, checkpoints, datasets, leases, model, training_run
 from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
 from pipeline.datasets import LoadedSplit
 from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
+from pipeline.examples import Resident
 from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.store import Store
-from pipeline.training_loop import SAVE_EVERY_S, Desk, Examples, Training
+from pipeline.training_loop import SAVE_EVERY_S, Desk, Training
 from pipeline.zones import Zones
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -199,10 +200,10 @@ def begin(
     return Training(desk, learner, work, config, training=training, validation=validation)
 
 
-def _on(device: torch.device, loaded: LoadedSplit) -> Examples:
+def _on(device: torch.device, loaded: LoadedSplit) -> Resident:
     pixels, labels = torch.from_numpy(loaded.pixels), torch.from_numpy(loaded.labels).to(device)
     # What memory shall not hold goes to the device batch by batch.
-    return Examples(pixels if loaded.file else pixels.to(device), labels, loaded.release)
+    return Resident(pixels if loaded.file else pixels.to(device), labels, loaded.release)
 
 
 def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pipeline import augment, checkpoints, exactness
 from pipeline.artifacts import EpochMetrics, TrainConfig
 from pipeline.checkpoints import Checkpoint, Position
 from pipeline.errors import StoreUnavailable, TrainingDiverged, TrainingStopped
+from pipeline.examples import Batch, Examples
 from pipeline.learner import STEP_PIXELS, Learner, Plan
 from pipeline.leases import Lease
 from pipeline.progress import OnProgress, Progress
@@ -31,18 +31,6 @@ SAVE_EVERY_S = 30.0
 REPORT_EVERY_S = 0.5
 JUDGED_AT_ONCE = 1024
 """Validation images per batch at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """A split: pixels uint8 (N, H, W, C), labels int64 (N,) on the training device.
-
-    The pixels are there too, unless memory shall not hold them: then ``release`` lets go of what was read of them.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    release: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +69,7 @@ class Training:
     ) -> None:
         self.position = Position()
         self.learner = learner
-        self.environment = exactness.environment(learner.device, learner.precision)
+        self.environment = exactness.environment(learner.device, learner.precision) | training.facts
         self._desk = desk
         self._config = config
         self._training = training
@@ -116,19 +104,21 @@ class Training:
         """The steps that the epoch under way still needs."""
         epoch = len(self.position.history)
         done = self.position.step - epoch * self._plan.batches
-        order = augment.generator_at(self._config.seed, "order", epoch)
-        for index in augment.epoch_batches(self._plan.images, self._plan.batches, order)[done:]:
-            self._step(index)
+        began = time.perf_counter()
+        for batch in self._training.batches(self._config.seed, epoch, self._plan.batches, done):
+            if batch is not None:
+                self._step(batch, began)
             self._stop_if_asked()
             if time.monotonic() - self._saved_at >= self._desk.save_every_s:
                 self._save_in_passing()
+            if batch is not None:
+                began = time.perf_counter()
 
-    def _step(self, index: Tensor) -> None:
-        began = time.perf_counter()
-        step = self.position.step
+    def _step(self, batch: Batch, began: float) -> None:
+        step, index = self.position.step, batch.index
         pixels = augment.augmented(
-            self._training.pixels,
-            index,
+            batch.pixels,
+            batch.at,
             mirror=None if self._sides is None else augment.mirrored(self._sides[index], step // self._plan.batches),
             shift=self._config.shift,
             generator=augment.generator_at(self._config.seed, "shift", step),
@@ -179,13 +169,11 @@ class Training:
         if not count:
             return None, None
         sums = torch.zeros(2, device=self.learner.device)
-        height, width = self._validation.pixels.shape[1:3]
-        size = max(1, min(JUDGED_AT_ONCE, STEP_PIXELS // (height * width)))
-        for at in range(0, count, size):
-            part = slice(at, at + size)
-            pixels = self._validation.pixels[part].to(self.learner.device)
-            sums += self.learner.judge(pixels, self._validation.labels[part])
-            self._validation.release()
+        for batch in self._validation.in_turn(JUDGED_AT_ONCE, STEP_PIXELS):
+            if batch is not None:
+                index, pixels = (part.to(self.learner.device) for part in batch)
+                sums += self.learner.judge(pixels, self._validation.labels[index])
+                self._validation.release()
             self._stop_if_asked()
         loss, accuracy = (sums / count).tolist()
         return loss, accuracy
