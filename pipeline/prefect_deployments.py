@@ -5,6 +5,7 @@
 - Flows are found by their module, which is installed where they run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,23 @@ def queue_of(flow: str) -> Queue:
     return TRAINING if flow in LONG else LIVE
 
 
-async def deployment(flow: Flow[..., Any], *, served: bool = False) -> RunnerDeployment:
-    """A flow's deployment, named as the flow: for the work pool, or for a process of one's own that serves it."""
+async def deployment(
+    flow: Flow[..., Any], *, served: bool = False, resources: Mapping[str, Any] | None = None
+) -> RunnerDeployment:
+    """A flow's deployment, named as the flow: for the work pool, or for a process of one's own that serves it.
+
+    Args:
+        flow: one of ours.
+        served: by a process of one's own.
+        resources: what its runs ask of the work pool that others do not: values of the pool's form.
+    """
     made = await flow.ato_deployment(
         name=flow.name,
         tags=[TAG],
         entrypoint_type=EntrypointType.MODULE_PATH,
         work_pool_name=None if served else POOL,
         work_queue_name=None if served else queue_of(flow.name).name,
+        job_variables=dict(resources or {}),
     )
     made._parameter_openapi_schema = form(flow)  # noqa: SLF001 - Prefect offers no other way
     return made

@@ -58,6 +58,9 @@ class Settings(BaseModel):
         inference_api_key: with which the inference server is asked, where it asks for one.
         deploy_target: ``follow`` waits until the replicas have followed the alias; ``docker`` replaces containers.
         docker_project: compose project whose serving containers target ``docker`` replaces.
+        work_pool: what flow runs are: ``process`` of a worker, or ``kubernetes``, Jobs.
+        flow_resources: folder with a file ``<flow>.json`` for each flow whose Jobs are unlike the others: values of the
+            work pool's form.
         inference_port: preferred port of an inference server that ``deploy`` starts.
         public_url: where people's browsers find the inference server; links to reports need it.
         prefect_port: preferred port of the demo's Prefect server.
@@ -94,6 +97,8 @@ class Settings(BaseModel):
     inference_api_key: SecretStr | None = None
     deploy_target: Literal["follow", "docker"] = "follow"
     docker_project: str | None = None
+    work_pool: Literal["process", "kubernetes"] = "process"
+    flow_resources: Path | None = None
     inference_port: int = Field(8080, ge=1, le=65535)
     public_url: Annotated[str, AfterValidator(_refuse_odd_url)] | None = None
     prefect_port: int = Field(4200, ge=1, le=65535)
