@@ -117,10 +117,10 @@ def work_of(flows: Any, opening: Collection[Callable[..., Any]]) -> Iterator[Wor
         finally:
             work.seconds += 0 if step in opening else time.perf_counter() - begun
 
-    async def packed(chunk: Any) -> Any:
+    async def packed(*arguments: Any) -> Any:
         begun = time.perf_counter()
         try:
-            return await pack_images(chunk)
+            return await pack_images(*arguments)
         finally:
             work.seconds -= time.perf_counter() - begun
 

@@ -83,6 +83,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Check, split and pack raw images into a dataset version."""
+    from pipeline import fan_out
     from pipeline import prepare as step
 
     config = PrepareConfig.model_validate(
@@ -101,6 +102,7 @@ def prepare(
             zones,
             dataset,
             config,
+            map_chunks=fan_out.map_chunks(settings, zones),
             decode_threads=settings.decode_threads,
             cache=settings.cache,
             on_progress=on_progress,

@@ -21,6 +21,7 @@
     ├── ExportMismatch                the exported model does not answer like the trained one
     ├── DeployFailed                  the new version did not prove itself; the old one is live again
     ├── CanaryHeld                    too few requests to judge a challenger by: it keeps the share that it has
+    ├── WorkersUnavailable            nobody takes the chunks of a preparation, or whoever took them died
     ├── LocalServiceFailed            a process on this machine did not start or stop
     └── PrefectUnavailable            the Prefect server did not answer, or refused the credentials
 """
@@ -102,6 +103,10 @@ class DeployFailed(SafelightError):
 
 class CanaryHeld(SafelightError):
     """Too few requests to judge a challenger by: it keeps the share that it has until the ramp is repeated."""
+
+
+class WorkersUnavailable(SafelightError):
+    """A Dask scheduler did not answer or had no workers, or whoever was given a chunk died of it."""
 
 
 class LocalServiceFailed(SafelightError):

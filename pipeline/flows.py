@@ -9,6 +9,7 @@
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.flows import Flow
 from pydantic import Field
 
-from pipeline import aliases, deploy, packing, prepare, promote, registry, sources, stages, training_runs
+from pipeline import aliases, deploy, far_packing, prepare, promote, registry, sources, stages, training_runs
 from pipeline.artifacts import (
     CanaryConfig,
     CanaryStep,
@@ -228,18 +229,29 @@ def refuse_mixed_sources(folder: str | None, per_class: int | None, *, exact: bo
 async def prepare_dataset(dataset: str, config: PrepareConfig) -> DatasetVersion:
     """The dataset version of what is stored now."""
     settings, zones = await surroundings()
-    result = await in_thread(stages.prepare_dataset, settings, zones, dataset, config, map_chunks=as_tasks(pack_images))
+    stop = threading.Event()
+    verified = partial(far_packing.refuse_other_store, zones)
+    map_chunks = as_tasks(pack_images, settings, verified=verified, still_wanted=partial(still_wanted, stop))
+    try:
+        result = await in_thread(stages.prepare_dataset, settings, zones, dataset, config, map_chunks=map_chunks)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
     say(prepare.summary(result))
     return result.version
 
 
+def still_wanted(stop: threading.Event) -> None:
+    """Raise CancelledError once ``stop`` is set."""
+    if stop.is_set():
+        raise asyncio.CancelledError
+
+
 @task(name="pack images", cache_policy=NO_CACHE)  # its preparation is what is repeated
-async def pack_images(chunk: Chunk) -> PackedChunk:
+async def pack_images(chunk: Chunk, decode_threads: int | None) -> PackedChunk:
     """Thousands of raw images, read, checked and packed into shards."""
     settings, zones = await surroundings()
-    return await asyncio.to_thread(
-        packing.pack_chunk, zones.images, zones.datasets, chunk, decode_threads=settings.decode_threads
-    )
+    return await asyncio.to_thread(far_packing.pack_in, zones, settings, chunk, decode_threads)
 
 
 @network_task(name="train")

@@ -34,13 +34,14 @@ from prefect.states import Failed
 from prefect.utilities.annotations import quote
 from prefect.utilities.hashing import file_hash
 
-from pipeline import inference_server, prefect_deployments, report
+from pipeline import inference_server, prefect_deployments, report, task_runners
 from pipeline.artifacts import CanaryStep, EvaluationReport, ModelVersion
 from pipeline.errors import LeaseLost, SafelightError, StoreUnavailable
+from pipeline.far_packing import opened
 from pipeline.progress import plain_lines
 from pipeline.run_watch import BEAT_S, HEARTBEAT
 from pipeline.settings import Settings
-from pipeline.zones import Zones, open_zones, reachable
+from pipeline.zones import Zones, reachable
 
 RUNS_AT_ONCE = 4
 P = ParamSpec("P")
@@ -96,12 +97,6 @@ async def surroundings() -> tuple[Settings, Zones]:
     return settings, await asyncio.to_thread(opened, settings)
 
 
-@functools.lru_cache(maxsize=1)
-def opened(settings: Settings) -> Zones:
-    """The zones; a process that runs one task after another opens them once."""
-    return open_zones(settings)
-
-
 def own_id() -> str:
     """The id of the flow run in which this is called."""
     return str(flow_run.get_id())
@@ -112,20 +107,41 @@ async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     return await asyncio.to_thread(step, *args, **kwargs, on_progress=plain_lines(get_run_logger().info))
 
 
-def as_tasks(one: Callable[[Item], Coroutine[Any, Any, R]]) -> Callable[[object, Iterable[Item]], Iterator[R]]:
-    """What a step may map its items with: each goes, in turn, through the task ``one`` on the event loop of this call.
+def as_tasks(
+    one: Task[[Item, int | None], Coroutine[Any, Any, R]],
+    settings: Settings,
+    *,
+    verified: Callable[[Item, R], R],
+    still_wanted: Callable[[], None],
+) -> Callable[[object, Iterable[Item]], Iterator[R]]:
+    """What a step may map its items with: each goes through the task ``one``, run by whom the settings say.
 
-    The step runs in a thread meanwhile; its own function for an item is not used.
+    With ``threads`` that is the event loop of this call, one item after another. The step runs in a thread meanwhile;
+    its own function for an item is not used.
+
+    Args:
+        one: takes an item and how many threads it may have; None: what is right where it runs.
+        settings: name who runs it.
+        verified: a result, if it may be believed; asked where another process made it.
+        still_wanted: called now and then; what it raises stops the rest.
     """
     loop = asyncio.get_running_loop()
 
-    def mapped(_own: object, items: Iterable[Item]) -> Iterator[R]:
+    def in_turn(_own: object, items: Iterable[Item]) -> Iterator[R]:
         for item in items:
+            still_wanted()
             # Quoted, or Prefect would look into all that it holds (10,000 keys, say) for results of other tasks.
-            task_run = one(quote(item))  # type: ignore[arg-type]  # Prefect unquotes it
+            task_run = one(quote(item), settings.decode_threads)  # type: ignore[arg-type]  # Prefect unquotes it
             yield asyncio.run_coroutine_threadsafe(task_run, loop).result()
 
-    return mapped
+    def elsewhere(_own: object, items: Iterable[Item]) -> Iterator[R]:
+        from pipeline import prefect_task_runners  # noqa: PLC0415 - Dask takes a second to load, and most have none
+
+        opening = prefect_task_runners.opening(settings, one)
+        for item, result in task_runners.spread(opening, items, still_wanted=still_wanted):
+            yield verified(item, result)
+
+    return in_turn if settings.task_runner == "threads" else elsewhere
 
 
 class Stopwatch:

@@ -20,6 +20,7 @@ SERVING_PREFIX = "SAFELIGHT_SERVING_"
 
 Zone = Literal["images", "datasets", "checkpoints", "models", "predictions"]
 ZONES: tuple[Zone, ...] = get_args(Zone)
+LOCAL_RUNNERS = ("threads", "processes")
 SECRETS = ("s3_access_key_id", "s3_secret_access_key", "uploads_token", "inference_api_key")
 
 
@@ -37,6 +38,14 @@ def _refuse_odd_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _refuse_odd_runner(text: str) -> str:
+    url = urlsplit(text)
+    if text in LOCAL_RUNNERS or (url.scheme in {"tcp", "tls"} and url.hostname and url.port and not url.path):
+        return text
+    reason = "this is neither threads, nor processes, nor the address of a Dask scheduler, as tcp://host:8786"
+    raise PydanticCustomError("task_runner", reason)
+
+
 class Settings(BaseModel):
     """Everything that the surroundings decide.
 
@@ -51,6 +60,8 @@ class Settings(BaseModel):
         store_patience_s: how long a request to the store is retried before the step fails, in seconds.
         threads: concurrent requests to the store.
         decode_threads: images decoded at once; by default one per core.
+        task_runner: who packs the chunks of a preparation: ``threads`` of one process, ``processes`` of this machine,
+            one per core, or the workers of a Dask scheduler, as ``tcp://host:8786`` or ``tls://host:8786``.
         training_memory_mb: pixels of a split that are kept in memory, in MiB; a larger split is read from a local file.
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
         inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine. A host
@@ -91,6 +102,7 @@ class Settings(BaseModel):
     store_patience_s: float = Field(60.0, ge=0, le=600)
     threads: int = Field(16, ge=1, le=256)
     decode_threads: int | None = Field(None, ge=1, le=256)
+    task_runner: Annotated[str, AfterValidator(_refuse_odd_runner)] = "threads"
     training_memory_mb: int = Field(4096, ge=64)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     inference_url: str | None = None

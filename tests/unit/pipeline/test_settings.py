@@ -96,3 +96,18 @@ def test_an_endpoint_that_is_none_is_refused_by_its_name(endpoint: str) -> None:
     """An endpoint that no request can be sent to is refused before any is."""
     with pytest.raises(InvalidSettings, match="SAFELIGHT_S3_ENDPOINT"):
         Settings.from_environ({"SAFELIGHT_S3_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes", "tcp://dask-scheduler:8786", "tls://[::1]:8786"])
+def test_who_packs_is_taken(runner: str) -> None:
+    """Threads, processes, and the address of a Dask scheduler, also of one behind TLS."""
+    assert Settings.from_environ({"SAFELIGHT_TASK_RUNNER": runner}).task_runner == runner
+
+
+@pytest.mark.parametrize(
+    "runner", ["dask", "thread", "dask-scheduler:8786", "http://host:8786", "tcp://host", "tcp://host:8786/status"]
+)
+def test_nobody_else_packs(runner: str) -> None:
+    """Anything else is refused with what is possible."""
+    with pytest.raises(InvalidSettings, match="SAFELIGHT_TASK_RUNNER: this is neither threads, nor processes, nor"):
+        Settings.from_environ({"SAFELIGHT_TASK_RUNNER": runner})
