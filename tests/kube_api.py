@@ -7,7 +7,7 @@ stale write, knows no RBAC and no controllers, and answers what it does not know
 
 - ``kube_server``, ``kube_requests``, ``kube_access``: HTTPS, who asks and may, paths and verbs.
 - ``kube_objects``, ``kube_validation``, ``kube_schemas``, ``kube_defaults``, ``kube_patches``: what is stored.
-- ``kube_deployments``, ``kube_jobs``, ``kube_services``, ``kube_owned``: controllers.
+- ``kube_deployments``, ``kube_replicas``, ``kube_jobs``, ``kube_services``, ``kube_owned``: controllers.
 - ``kube_node``, ``kube_pods``, ``kube_containers``, ``kube_probes``, ``kube_volumes``: pods.
 """
 
@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import kube_certificates
+import kube_deployments
 import kube_jobs
 import kube_owned
+import kube_replicas
+import kube_services
 import yaml
 from kube_access import ADMIN, Access, account
 from kube_node import Node, Nodes
@@ -35,7 +38,13 @@ from kube_server import Api
 ROUND_S = 0.2
 """How often controllers look at everything, though nothing has happened."""
 Controller = Callable[[Objects], None]
-CONTROLLERS: tuple[Controller, ...] = (kube_jobs.look, kube_owned.collect_garbage)
+CONTROLLERS: tuple[Controller, ...] = (
+    kube_deployments.look,
+    kube_replicas.look,
+    kube_jobs.look,
+    kube_services.look,
+    kube_owned.collect_garbage,
+)
 
 
 @dataclass
@@ -129,6 +138,10 @@ class Cluster:
         """All objects of a kind, in the namespace; those with some labels."""
         resource = BY_KIND[kind]
         return self.objects_.select(resource, self.namespace if resource.namespaced else "", labels)
+
+    def addresses(self, service: str) -> list[str]:
+        """What the name of a headless Service stands for; of any other one, where its requests go."""
+        return kube_services.addresses(self.objects_, self.namespace, service)
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
         """Have an object go."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+_ALL = {"Pod", "Service", "Deployment", "ReplicaSet", "Job", "HorizontalPodAutoscaler"}
+"""What ``kubectl get all`` means."""
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 
 
@@ -142,6 +144,7 @@ def _entries(resource: Resource) -> list[dict[str, Any]]:
         "kind": resource.kind,
         "verbs": list(VERBS),
         "shortNames": list(resource.short),
+        "categories": ["all"] if resource.kind in _ALL else [],
     }
     below = [
         {"name": f"{resource.plural}/{name}", "singularName": "", "namespaced": resource.namespaced}

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kube_api
 import pytest
 from kube_api import Cluster
@@ -36,6 +38,52 @@ JOB: dict[str, Any] = {
             }
         },
     },
+}
+
+WEB: dict[str, Any] = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "web"},
+    "spec": {
+        "replicas": 2,
+        "progressDeadlineSeconds": 3,
+        "selector": {"matchLabels": {"app": "web"}},
+        "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "template": {
+            "metadata": {"labels": {"app": "web"}},
+            "spec": {
+                "terminationGracePeriodSeconds": 5,
+                "volumes": [{"name": "page", "configMap": {"name": "page"}}, {"name": "said", "emptyDir": {}}],
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "shell:1",
+                        "command": ["python3", "-m", "http.server", "--bind", "$(ADDRESS)", "--directory", "/srv"],
+                        "args": ["8080"],
+                        "ports": [{"name": "http", "containerPort": 8080}],
+                        "env": [
+                            {"name": "ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                            {"name": "VERSION", "value": "1"},
+                        ],
+                        "volumeMounts": [{"name": "page", "mountPath": "/srv"}],
+                        "readinessProbe": {"httpGet": {"port": "http"}, "periodSeconds": 1},
+                    }
+                ],
+            },
+        },
+    },
+}
+PAGE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "page"},
+    "data": {"index.html": "one"},
+}
+SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web"},
+    "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
 }
 
 
@@ -137,3 +185,107 @@ def test_an_account_may_do_what_its_roles_say_and_nothing_else(cluster: Cluster)
     cluster.apply([role, bound])
     kubectl(cluster, "get", "jobs", account="reader")
     assert "cannot create resource" in refused(cluster, "create", "-f", "-", account="reader", said=JOB)
+
+
+def test_a_deployment_is_rolled_out_and_undone(cluster: Cluster) -> None:
+    """Each template is a revision; kubectl follows it, tells of it, and brings the former one back."""
+    for manifest in (PAGE, SERVICE, WEB):
+        kubectl(cluster, "apply", "-f", "-", said=manifest)
+    kubectl(cluster, "rollout", "status", "deployment/web", "--timeout=30s")
+    assert {_page(address) for address in cluster.addresses("web")} == {"one"}
+    first = cluster.get("Deployment", "web")["spec"]["template"]
+    for version in ("2", "3"):
+        kubectl(cluster, "set", "env", "deployment/web", f"VERSION={version}")
+        kubectl(cluster, "annotate", "--overwrite", "deployment/web", f"kubernetes.io/change-cause=version {version}")
+        kubectl(cluster, "rollout", "status", "deployment/web", "--timeout=30s")
+    history = kubectl(cluster, "rollout", "history", "deployment/web")
+    assert [line.split() for line in history.splitlines() if line[:1].isdigit()] == [
+        ["1", "<none>"],
+        ["2", "version", "2"],
+        ["3", "version", "3"],
+    ]
+    kubectl(cluster, "rollout", "undo", "deployment/web", "--to-revision=1")
+    kubectl(cluster, "rollout", "status", "deployment/web", "--timeout=30s")
+    assert cluster.get("Deployment", "web")["spec"]["template"] == first
+    assert len(cluster.addresses("web")) == 2
+
+
+def _page(address: str) -> str:
+    return httpx.get(f"http://{address}:8080/", trust_env=False).text
+
+
+def test_a_rollout_that_does_not_come_forward_leaves_the_old_pods(cluster: Cluster) -> None:
+    """An image that nobody has: the deadline passes, the reason is in the pod's status, and the old pods answer."""
+    cluster.apply([PAGE, SERVICE, WEB])
+    wait_until(lambda: len(cluster.addresses("web")) == 2, 30)
+    kubectl(cluster, "set", "image", "deployment/web", "main=shell:2")
+    said = refused(cluster, "rollout", "status", "deployment/web", "--timeout=30s")
+    assert "exceeded its progress deadline" in said
+    states = [each["status"]["containerStatuses"][0]["state"] for each in cluster.objects("Pod")]
+    assert sum(each.get("waiting", {}).get("reason") == "ImagePullBackOff" for each in states) == 1
+    assert len(cluster.addresses("web")) == 2
+
+
+def test_what_is_mounted_follows_its_config_map(cluster: Cluster) -> None:
+    """The page that the processes show is another one soon after it was changed."""
+    cluster.apply([PAGE, SERVICE, WEB])
+    wait_until(lambda: len(cluster.addresses("web")) == 2, 30)
+    cluster.apply([PAGE | {"data": {"index.html": "two"}}])
+    wait_until(lambda: {_page(address) for address in cluster.addresses("web")} == {"two"}, 30)
+
+
+def test_of_two_who_change_an_object_one_has_to_read_it_again(cluster: Cluster) -> None:
+    """A write made from an old state is refused; a patch that names no state is not."""
+    cluster.apply([PAGE])
+    stale = json.loads(kubectl(cluster, "get", "configmap", "page", "-o", "json"))
+    kubectl(cluster, "patch", "configmap", "page", "--type=merge", "-p", '{"data": {"more": "2"}}')
+    said = refused(cluster, "replace", "-f", "-", said=stale)
+    assert "the object has been modified; please apply your changes to the latest version and try again" in said
+    assert cluster.get("ConfigMap", "page")["data"] == {"index.html": "one", "more": "2"}
+
+
+def test_a_watch_tells_every_change_and_says_when_it_came_too_late(cluster: Cluster) -> None:
+    """From a version on; from a version that nobody remembers it ends with 410."""
+    token = cluster.access.token("kubernetes-admin")
+    at = cluster.objects_.version
+    cluster.apply([PAGE])
+    cluster.apply([PAGE | {"data": {}}])
+    cluster.delete("ConfigMap", "page")
+    trusted = ssl.create_default_context(cafile=cluster.authority)
+    with httpx.Client(verify=trusted, headers={"Authorization": f"Bearer {token}"}) as client:
+        query = f"watch=true&resourceVersion={at}&timeoutSeconds=1&allowWatchBookmarks=true"
+        url = f"{cluster.url}/api/v1/namespaces/safelight/configmaps?{query}"
+        told = [json.loads(line) for line in client.get(url).text.splitlines()]
+        assert [each["type"] for each in told if each["type"] != "BOOKMARK"] == ["ADDED", "MODIFIED", "DELETED"]
+        assert told[-1]["type"] == "BOOKMARK"
+        cluster.objects_.forget()
+        (late,) = [json.loads(line) for line in client.get(url).text.splitlines()]
+        assert (late["type"], late["object"]["code"]) == ("ERROR", 410)
+
+
+def test_a_pod_ends_as_its_manifest_says(cluster: Cluster) -> None:
+    """First its hook, then SIGTERM; what does not end by then is killed. All of it is in its log."""
+    script = "trap 'echo told to end' TERM; echo began; while true; do sleep 0.1; done"
+    hook = {"exec": {"command": ["sh", "-c", "echo hooked >> $HOME/hook"]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "stubborn"},
+        "spec": {
+            "terminationGracePeriodSeconds": 2,
+            "containers": [
+                {"name": "main", "image": "shell:1", "command": ["sh", "-c", script], "lifecycle": {"preStop": hook}}
+            ],
+        },
+    }
+    cluster.apply([pod])
+    wait_until(lambda: "began" in _log(cluster), 30)
+    kubectl(cluster, "delete", "pod", "stubborn")
+    logs = list(cluster.folder.rglob("main.0.log"))
+    assert "told to end" in logs[0].read_text()
+    assert [each.read_text() for each in cluster.folder.rglob("hook")] == ["hooked\n"]
+    assert cluster.objects("Pod") == []
+
+
+def _log(cluster: Cluster) -> str:
+    return _kubectl(cluster, "logs", "stubborn", account=None, said=None).stdout
