@@ -3,6 +3,7 @@
 #   make stop | clean    stop what the demo left running | remove what it stored (asks first)
 #   make images          build the images of the stack in containers
 #   make up | down       start the stack in containers and say where it is | stop it; nothing stored is lost
+#   make k8s-check       the manifests of k8s/, rendered, validated and judged by a policy linter
 #   make test | lint     what must be green before a change lands; make test-e2e: the same in containers and a browser
 #   make bench-serving   our server against the others of its kind; make soak-serving: half an hour of it, with swaps
 #   make soak            every stage killed at random moments, 100 times and more; the store taken away from every stage
@@ -11,6 +12,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHECKOV := .venv-checkov
 export IMAGES ?=
 DETACH ?=
 KILLS ?= 100
@@ -28,7 +30,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 CREATED = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 
-.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate k8s-secrets k8s-rotate demo stop clean test test-e2e soak fuzz bench-serving soak-serving lint format constraints preflight
+.PHONY: help install images image-pipeline image-serving image-gateway up down secrets rotate k8s-secrets k8s-rotate demo stop clean test test-e2e soak fuzz bench-serving soak-serving lint k8s-check format constraints preflight
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -127,6 +129,18 @@ lint: $(VENV)/.installed-dev ## format, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint pipeline/Dockerfile serving/Dockerfile serving/gateway/Dockerfile
+
+# It wants other versions of what we use ourselves.
+$(CHECKOV)/.installed: Makefile | preflight
+	$(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check 'checkov==3.3.30'
+	@touch $@
+
+k8s-check: $(VENV)/.installed-dev $(CHECKOV)/.installed ## render k8s/ with every overlay and combination, validate it, judge it
+	$(BIN)/python -m pytest -q tests/unit/test_manifests*.py
+	@rm -rf $(CHECKOV)/rendered
+	$(BIN)/python tests/manifests.py $(CHECKOV)/rendered
+	$(CHECKOV)/bin/checkov --config-file k8s/.checkov.yaml --directory $(CHECKOV)/rendered
 
 format: $(VENV)/.installed-dev ## put the code into the one format
 	$(BIN)/ruff format .
