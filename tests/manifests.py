@@ -148,10 +148,12 @@ def to_fill_in(overlay: str) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    """Write each overlay, and all components together, into ``folder``; say what has to be replaced, and where."""
+    """Write each overlay, and all components with each store, into ``folder``; say what is to be filled in."""
     folder.mkdir(parents=True, exist_ok=True)
-    fullest = max(combined(), key=lambda name: name.count("+"))
-    rendered = overlays() | {"everything": combined()[fullest]}
+    rendered = dict(overlays())
+    for store in APART & set(names("components")):
+        fullest = max((name for name in combined() if store in name), key=lambda name: name.count("+"))
+        rendered[f"everything-{store}"] = combined()[fullest]
     for name, documents in rendered.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump_all(documents), encoding="utf-8")
         sys.stdout.write(f"k8s: {name}: {len(documents)} objects\n")

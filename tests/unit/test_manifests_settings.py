@@ -18,6 +18,8 @@ MOUNT = "/run/secrets/safelight"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
 SHARED = ("object-store", "store-init", "prefect-server", "serving")
 """What is the same here and there; who runs flows is not."""
+WITHOUT_STORE = ("prefect-init", "prefect-worker")
+"""They are told where the store is, as all of the pipeline's pods are, and have no key to it."""
 OTHERWISE = {
     (
         "serving",
@@ -63,14 +65,15 @@ def _would_start(document: Document, documents: list[Document], folder: Path) ->
     spec = document["spec"]["template"]["spec"]
     there = folder / document["metadata"]["name"]
     there.mkdir(parents=True)
-    for volume in spec.get("volumes", []):
-        for file in FILES[volume["secret"]["secretName"]] if "secret" in volume else ():
-            (there / file).write_text("x")
+    readers = {volume["secret"]["secretName"] for volume in spec.get("volumes", []) if "secret" in volume}
+    if document["metadata"]["name"] in WITHOUT_STORE:
+        readers.add("worker")
+    for file in (file for reader in readers for file in FILES[reader]):
+        (there / file).write_text("x")
     told = _environ(spec["containers"][0], documents)
     environ = {variable: value.replace(MOUNT, str(there)) for variable, value in told.items()}
-    settings = Settings.from_environ(environ)
     if any(variable.startswith(PREFIX) for variable in environ):
-        assert not settings.uses_embedded_store
+        assert not Settings.from_environ(environ).uses_embedded_store
     if any(variable.startswith(SERVING_PREFIX) for variable in environ):
         assert not ServingSettings.from_environ(environ).must_say_who_may_ask
 
