@@ -33,6 +33,7 @@ DESCRIPTIONS = {
     "process": "Runs flows as processes of the worker, which has Safelight installed.",
     "kubernetes": "Runs each flow as a Kubernetes Job with resources of its own.",
 }
+OWN_SETTINGS = ("SAFELIGHT_WORK_POOL", "SAFELIGHT_FLOW_RESOURCES")
 WAIT_S = 120.0
 """How long the server may take to answer."""
 
@@ -40,7 +41,9 @@ WAIT_S = 120.0
 def main() -> int:
     """Set the server up that ``PREFECT_API_URL`` names; the status to exit with."""
     try:
-        asyncio.run(register(api_url(os.environ), Settings.from_environ(os.environ)))
+        # Nothing else concerns it: it need not have the files that other settings name.
+        own = {name: value for name, value in os.environ.items() if name in OWN_SETTINGS}
+        asyncio.run(register(api_url(os.environ), Settings.from_environ(own)))
     except Exception as error:  # noqa: BLE001 - exit_status raises what is no fault of the surroundings
         return console.exit_status(error)
     return 0
