@@ -1,7 +1,9 @@
 """The Job controller of the tests: as many pods as are wanted, counted when they end, and a verdict.
 
-Built: completions, parallelism, Indexed, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished, suspend. What is
-not is refused when a Job asks for it.
+Built: completions, parallelism, Indexed, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished, suspend,
+podReplacementPolicy. What is not is refused when a Job asks for it.
+
+A pod that ended is counted before it may go: until then it keeps a finalizer.
 """
 
 import secrets
@@ -17,8 +19,9 @@ from kube_resources import BY_KIND
 BACKOFF_S = 1.0
 """Before a pod that failed is followed by another one; it doubles. A real controller begins with ten."""
 _JOB, _POD = BY_KIND["Job"], BY_KIND["Pod"]
-_UNKNOWN = ("podFailurePolicy", "backoffLimitPerIndex", "maxFailedIndexes", "successPolicy", "podReplacementPolicy")
+_UNKNOWN = ("podFailurePolicy", "backoffLimitPerIndex", "maxFailedIndexes", "successPolicy")
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_TRACKING = "batch.kubernetes.io/job-tracking"
 
 
 def refuse_unknown(job: Object) -> None:
@@ -32,7 +35,12 @@ def look(objects: Objects) -> None:
     """Take every Job a step on."""
     for job in objects.each(_JOB):
         if "deletionTimestamp" not in job["metadata"]:
-            _step(objects, job)
+            _step(objects, _counted(objects, job))
+    jobs = {each["metadata"]["uid"] for each in objects.each(_JOB) if "deletionTimestamp" not in each["metadata"]}
+    for pod in objects.each(_POD):
+        owners = {each["uid"] for each in pod["metadata"].get("ownerReferences", ())}
+        if _is_tracked(pod) and not owners & jobs and "deletionTimestamp" in pod["metadata"]:
+            objects.change(_POD, pod, _untrack)
 
 
 def _step(objects: Objects, job: Object) -> None:
@@ -45,9 +53,15 @@ def _step(objects: Objects, job: Object) -> None:
     active = [each for each in pods if is_active(each)]
     succeeded = [each for each in pods if each["status"]["phase"] == "Succeeded"]
     failed = [each for each in pods if each["status"]["phase"] == "Failed"]
+    leaving = [each for each in pods if not is_active(each) and _end_of(each) is None]
+    if spec.get("podReplacementPolicy", "TerminatingOrFailed") == "Failed":
+        active += leaving  # not replaced, nor counted, before they have ended
+        leaving = []
     done = sorted({_index(each) for each in succeeded}) if spec["completionMode"] == "Indexed" else succeeded
-    why = _failure(job, failed, active)
-    complete = len(done) >= spec["completions"] if "completions" in spec else bool(succeeded) and not active
+    why = _failure(job, leaving, active)
+    if spec["completionMode"] != "Indexed":
+        done = [*range(status.get("succeeded", 0))]
+    complete = len(done) >= spec["completions"] if "completions" in spec else bool(done) and not active
     if why or spec["suspend"]:
         _end_pods(objects, active)
     elif not complete:
@@ -55,7 +69,38 @@ def _step(objects: Objects, job: Object) -> None:
     _say(objects, job, why, complete=complete)
 
 
-def _failure(job: Object, failed: list[Object], active: list[Object]) -> tuple[str, str] | None:
+def _counted(objects: Objects, job: Object) -> Object:
+    """The Job, in whose status all pods stand that have ended; those may go now."""
+    for pod in made_by(objects, _POD, job):
+        kind = _end_of(pod)
+        if kind and _is_tracked(pod):
+            job = objects.change(_JOB, job, lambda found, kind=kind: _add(found, kind), status=True) or job  # type: ignore[misc]
+            objects.change(_POD, pod, _untrack)
+    return job
+
+
+def _end_of(pod: Object) -> str | None:
+    """As what a pod is counted; None: it has not ended."""
+    phase = pod["status"]["phase"]
+    if phase in {"Succeeded", "Failed"}:
+        return str(phase).lower()
+    return "failed" if "deletionTimestamp" in pod["metadata"] and not pod["spec"].get("nodeName") else None
+
+
+def _add(job: Object, kind: str) -> None:
+    status = job.setdefault("status", {})
+    status[kind] = status.get(kind, 0) + 1
+
+
+def _is_tracked(pod: Object) -> bool:
+    return _TRACKING in pod["metadata"].get("finalizers", ())
+
+
+def _untrack(pod: Object) -> None:
+    pod["metadata"]["finalizers"] = [each for each in pod["metadata"]["finalizers"] if each != _TRACKING]
+
+
+def _failure(job: Object, leaving: list[Object], active: list[Object]) -> tuple[str, str] | None:
     spec, began = job["spec"], job["status"].get("startTime")
     for each in job["status"].get("conditions", ()):
         if each["type"] == "FailureTarget":
@@ -66,7 +111,7 @@ def _failure(job: Object, failed: list[Object], active: list[Object]) -> tuple[s
         for each in pod["status"].get("containerStatuses", ())
         if spec["template"]["spec"]["restartPolicy"] == "OnFailure"
     )
-    if len(failed) + restarts > spec["backoffLimit"]:
+    if job["status"].get("failed", 0) + len(leaving) + restarts > spec["backoffLimit"]:
         return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     longest = spec.get("activeDeadlineSeconds")
     if longest is not None and began and datetime.now(UTC) > moment(began) + timedelta(seconds=longest):
@@ -115,6 +160,7 @@ def _pod(objects: Objects, job: Object, index: int | None) -> Object:
         spec["containers"] = [{**each, "env": [*each.get("env", ()), told]} for each in spec["containers"]]
     metadata["name"] = f"{name}-{'' if index is None else f'{index}-'}{secrets.token_hex(3)[:5]}"
     metadata["ownerReferences"] = [owner_of(job)]
+    metadata["finalizers"] = [_TRACKING]
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     pod = objects.create(_POD, job["metadata"]["namespace"], made)
     tell(objects, job, "SuccessfulCreate", f"Created pod: {metadata['name']}")
@@ -134,15 +180,13 @@ def _say(objects: Objects, job: Object, why: tuple[str, str] | None, *, complete
         status |= {
             "active": len(active),
             "ready": sum(_ready(each) for each in active),
-            "succeeded": len(succeeded),
-            "failed": sum(each["status"]["phase"] == "Failed" for each in pods),
             "uncountedTerminatedPods": {},
-            "terminating": sum("deletionTimestamp" in each["metadata"] for each in pods),
+            "terminating": sum("deletionTimestamp" in each["metadata"] and not _end_of(each) for each in pods),
         }
         if found["spec"]["completionMode"] == "Indexed":
             status["completedIndexes"] = ",".join(_ranges(sorted({_index(each) for each in succeeded})))
         conditions = {each["type"]: each for each in status.get("conditions", ())}
-        for each in _verdict(why, complete=complete, over=not active):
+        for each in _verdict(why, complete=complete, over=all(map(_end_of, pods))):
             conditions.setdefault(each["type"], each)
         if conditions:
             status["conditions"] = list(conditions.values())
