@@ -42,7 +42,14 @@ def mirrored(sides: Tensor, epoch: int) -> Tensor:
 
 
 def augmented(
-    pixels: Tensor, index: Tensor, *, mirror: Tensor | None, shift: int, generator: torch.Generator
+    pixels: Tensor,
+    index: Tensor,
+    *,
+    mirror: Tensor | None,
+    shift: int,
+    generator: torch.Generator,
+    of: int | None = None,
+    part: slice | None = None,
 ) -> Tensor:
     """The images ``index``, varied.
 
@@ -52,6 +59,9 @@ def augmented(
         mirror: bool (B,), which ones are mirrored left to right; None: no one.
         shift: move each image by up to this many pixels in both directions; its border is repeated.
         generator: on the CPU.
+        of: images of the batch in all, where ``index`` is only a ``part`` of it: the same is drawn for an image
+            whoever computes it.
+        part: of that batch.
 
     Returns:
         uint8 (B, H, W, C), on the device of ``pixels``.
@@ -65,7 +75,7 @@ def augmented(
     if mirror is not None:
         columns = torch.where(mirror[:, None], width - 1 - columns, columns)
     if shift:
-        by = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
+        by = torch.randint(-shift, shift + 1, (2, of or count, 1), generator=generator)[:, part or slice(None)]
         rows, columns = (rows + by[0]).clamp(0, height - 1), (columns + by[1]).clamp(0, width - 1)
     at = [part.to(pixels.device) for part in (index[:, None, None], rows[:, :, None], columns[:, None, :])]
     return pixels[at[0], at[1], at[2]]

@@ -3,6 +3,9 @@
 Heavy libraries (torch) are imported inside the commands that need them, so that the others answer at once.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +45,7 @@ from pipeline.cli_options import (
     train_config,
     training_run,
 )
-from pipeline.errors import InvalidInput
+from pipeline.errors import InvalidInput, TrainingDiverged, TrainingStopped
 
 app = typer.Typer()
 
@@ -141,8 +144,8 @@ def train(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Train on a dataset version; an unfinished run is resumed, a finished one is found."""
-    from pipeline import stages
+    """Train on a dataset version; an unfinished run is resumed, a finished one is found. Also under torchrun."""
+    from pipeline import ranks, stages
     from pipeline.train import stop_on_sigterm
 
     config = train_config(
@@ -156,12 +159,18 @@ def train(
         starting_weights=starting_weights,
     )
     settings, zones = open_all()
-    prepared = stages.dataset_version(zones, dataset, version)
-    with console.progress() as on_progress, stop_on_sigterm() as should_stop:
-        result = stages.train_on(
-            settings, zones, prepared, config, fresh=fresh, should_stop=should_stop, on_progress=on_progress
-        )
-    console.show_record(result, as_json=as_json, lines=_training_lines(result))
+    with ranks.joined(os.environ) as group, _spoken(first=group.first):
+        prepared = stages.dataset_version(zones, dataset, version, group)
+        with console.progress() as on_progress, stop_on_sigterm() as should_stop:
+            result = stages.train_on(
+                *(settings, zones, prepared, config),
+                fresh=fresh,
+                group=group,
+                should_stop=should_stop,
+                on_progress=on_progress,
+            )
+    if group.first:
+        console.show_record(result, as_json=as_json, lines=_training_lines(result))
 
 
 @app.command()
@@ -262,6 +271,17 @@ def deploy(
             on_step=lambda done: console.say(canary.summary(done)),
         )
     console.show_record(result, as_json=as_json, lines=[step.summary(result)])
+
+
+@contextmanager
+def _spoken(*, first: bool) -> Iterator[None]:
+    """What all ranks of a training raise at once is said by the first."""
+    try:
+        yield
+    except (TrainingStopped, TrainingDiverged) as error:
+        if first:
+            raise
+        raise typer.Exit(console.EXIT_FAULT) from error
 
 
 def _training_lines(run: TrainingRun) -> list[str]:

@@ -24,6 +24,7 @@ from pipeline.dataset_index import Column, digests_of, pc, values
 from pipeline.dataset_versions import DatasetManifest, read_manifest
 from pipeline.errors import Corrupted, NotFound
 from pipeline.images import encode_png
+from pipeline.parts import part_of
 from pipeline.pixel_file import PixelFile
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.raw import read_raw
@@ -62,12 +63,15 @@ class LoadedSplit:
         labels: int64 (N,), class indices.
         digests: uint8 (N, 32), SHA-256 of the encoded images.
         file: what ``pixels`` is mapped from; None where they are in memory.
+        places: int64 (N,), where only a part was loaded: where each image lies among the pixels of all parts, one
+            part's after the other's. ``pixels`` holds one part then, labels and digests are still of all.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     digests: NDArray[np.uint8]
     file: PixelFile | None = None
+    places: NDArray[np.int64] | None = None
 
     def release(self) -> None:
         """Let go of the memory of what was read of ``pixels``, where they are not meant to be in memory."""
@@ -126,9 +130,11 @@ def load_split(
     *,
     memory_mb: int = 4096,
     scratch: Path | None = None,
+    part: int = 0,
+    parts: int = 1,
     on_progress: OnProgress = silent,
 ) -> LoadedSplit:
-    """All pixels of a split, in memory if they fit there, else in a local file that is mapped.
+    """All pixels of a split, or an equal part of them, in memory if they fit there, else in a local file.
 
     Args:
         datasets: the datasets zone.
@@ -136,26 +142,29 @@ def load_split(
         split: which one.
         memory_mb: how much memory the pixels may take, in MiB.
         scratch: folder of the file, which is gone when nobody uses the result any more; by default the system's own.
+        part: which of ``parts``, from 0 on. They are cut along the shards, so that a shard is read for two parts only
+            where it lies on the border.
+        parts: how many processes share the pixels.
         on_progress: told after each shard.
 
     Raises:
         InvalidInput: the pixels fit neither into ``memory_mb`` nor into ``scratch``.
         Corrupted: a shard, or an image in it, is not what was written.
     """
-    fits = version.counts[split] * int(np.prod(_shape(version))) <= memory_mb << 20
+    fits = version.counts[split] // parts * int(np.prod(_shape(version))) <= memory_mb << 20
     if not fits:
         freed_memory.keep_little()
     rows = _images_of(datasets, version, split)
     freed_memory.give_back()
-    shape = (len(rows), *_shape(version))
-    if fits:
-        file, pixels = None, _read_pixels(datasets, version, rows, on_progress)
+    places, ours = (None, rows) if parts == 1 else _shared_out(rows, part, parts)
+    if fits or not len(ours):
+        file, pixels = None, _read_pixels(datasets, version, ours, on_progress)
     else:
-        with PixelFile(scratch, shape) as file:
-            _copy_pixels(datasets, version, rows, file.write, on_progress, at_once=FEW_SHARDS)
+        with PixelFile(scratch, (len(ours), *_shape(version))) as file:
+            _copy_pixels(datasets, version, ours, file.write, on_progress, at_once=FEW_SHARDS)
             pixels = file.mapped()
     freed_memory.give_back()
-    return LoadedSplit(pixels, rows["label"].to_numpy().astype(np.int64), digests_of(rows["digest"]), file)
+    return LoadedSplit(pixels, rows["label"].to_numpy().astype(np.int64), digests_of(rows["digest"]), file, places)
 
 
 def encoded_images(
@@ -214,6 +223,16 @@ def _distinct(rows: pa.Table) -> pa.Table:
     first = np.ones(len(rows), np.bool_)
     first[1:] = digests[1:] != digests[:-1]
     return (rows if first.all() else rows.filter(pa.array(first))).combine_chunks()
+
+
+def _shared_out(rows: pa.Table, part: int, parts: int) -> tuple[NDArray[np.int64], pa.Table]:
+    """Where each row lies among all parts (``LoadedSplit.places``), and the rows of one part, a shard's together."""
+    shard: Column = rows["shard"].combine_chunks()
+    names = pc.rank(shard.dictionary, tiebreaker="dense").to_numpy()  # whatever numbers the shards have here
+    order: NDArray[np.int64] = np.lexsort((rows["row"].to_numpy(), names[shard.indices.to_numpy()]))
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places, rows.take(order[part_of(len(order), part, parts)])
 
 
 def _encoded(images: Store, datasets: Store, version: DatasetVersion, rows: pa.Table) -> Iterator[tuple[bytes, bytes]]:

@@ -16,6 +16,7 @@
     │   └── Corrupted                 the stored bytes are not those that their manifest names
     ├── LeaseHeld                     another process is working on this training run
     ├── LeaseLost                     this process is no longer the one that may write
+    ├── RankLost                      another process of a distributed training ended or did not answer
     ├── TrainingStopped               asked to stop, training left with a checkpoint to go on from
     ├── TrainingDiverged              the loss became NaN or infinite
     ├── ExportMismatch                the exported model does not answer like the trained one
@@ -83,6 +84,10 @@ class LeaseHeld(SafelightError):
 
 class LeaseLost(SafelightError):
     """This process is no longer the one that may write."""
+
+
+class RankLost(SafelightError):
+    """Another process of a distributed training ended, or did not answer in time."""
 
 
 class TrainingStopped(SafelightError):

@@ -11,15 +11,25 @@ from pathlib import Path
 import torch
 import torchvision
 
+ALONE = {"processes": "1", "images at once": "all"}
+"""What held before these were recorded."""
 
-def environment(device: torch.device, precision: str) -> dict[str, str]:
-    """What the last bit depends on, by name, for a training on ``device`` that computes in ``precision``."""
+
+def environment(
+    device: torch.device, precision: str, *, processes: int = 1, images_at_once: int | None = None
+) -> dict[str, str]:
+    """What the last bit depends on, by name, for a training on ``device`` that computes in ``precision``.
+
+    A batch's normalisation sees what one process computes at once, and gradients are added process by process.
+    """
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "threads": str(torch.get_num_threads()),
+        "processes": str(processes),
+        "images at once": str(images_at_once or "all"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -28,6 +38,7 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
 
 def doubts_of(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Why a run that was interrupted ``then`` and is resumed ``now`` may end otherwise than without interruption."""
+    then, now = ALONE | dict(then), ALONE | dict(now)
     changed = [
         f"{name} was {then.get(name, 'unknown')} and is {now.get(name, 'unknown')}"
         for name in sorted(then.keys() | now.keys())

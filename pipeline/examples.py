@@ -24,11 +24,15 @@ class Batch:
         index: int64 (B,), on the CPU: which of the split they are.
         pixels: uint8 (M, H, W, C), of these images and maybe of others.
         at: int64 (B,), on the CPU: where in ``pixels`` each one is.
+        of: how many images the step has at all ranks, where these are a part of them; else None.
+        part: which part.
     """
 
     index: Tensor
     pixels: Tensor
     at: Tensor
+    of: int | None = None
+    part: slice | None = None
 
 
 class Examples(Protocol):

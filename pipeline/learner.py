@@ -3,6 +3,8 @@
 - SGD with Nesterov momentum under a one-cycle schedule (Smith 2017, arXiv:1708.07120): the rate rises and falls in
   straight lines, and is a function of the step's number alone.
 - Norms and biases get no weight decay.
+- Several ranks take a step together (``shared_model``). One computes its images in parts where they shall not be in
+  memory at once, and adds up their gradients: the batch stays what it is.
 - Mixed precision on CUDA only: bfloat16 where the device computes it, else float16 with scaled gradients. On CPUs
   without matrix units it is several times slower.
 """
@@ -12,7 +14,7 @@ import ctypes
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,9 @@ from pipeline.artifacts import PixelSpec, TrainConfig
 from pipeline.augment import seed_of
 from pipeline.errors import InvalidInput
 from pipeline.model import Classifier
+from pipeline.parts import part_of
+from pipeline.ranks import ALONE, Ranks
+from pipeline.shared_model import SharedModel
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +106,30 @@ def plan(config: TrainConfig, images: int, pixels: PixelSpec) -> Plan:
 
 
 class Learner:
-    """A model on its device, with what trains it."""
+    """A model on its device, with what trains it.
 
-    def __init__(self, model: Classifier, config: TrainConfig, device: torch.device) -> None:
+    Args:
+        model: what learns.
+        config: how.
+        device: of this process.
+        ranks: the processes that learn together; each makes its own at the same time, and gets rank 0's weights.
+        images_at_once: how many images of a step are computed together, all of this process's by default.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        ranks: Ranks = ALONE,
+        images_at_once: int | None = None,
+    ) -> None:
         self.model = model.to(device)
         self.device = device
+        self.images_at_once = images_at_once
+        self._ranks = ranks
+        self._shared = SharedModel(self.model, ranks)
         self._smoothing = config.label_smoothing
         self._seed = config.seed
         self._optimizer = torch.optim.SGD(
@@ -119,7 +143,7 @@ class Learner:
         """What the convolutions compute in."""
         return str(self._half or torch.float32).removeprefix("torch.")
 
-    def learn(self, pixels: Tensor, labels: Tensor, rate: float, step: int) -> Tensor:
+    def learn(self, pixels: Tensor, labels: Tensor, rate: float, step: int, of: int | None = None) -> Tensor:
         """Take one step; the sums over the batch of the loss and of the right predictions, float32 (2,).
 
         Args:
@@ -127,24 +151,33 @@ class Learner:
             labels: int64 (B,), on the device.
             rate: the learning rate.
             step: its number, from which dropout's generators are seeded.
+            of: images of the batch at all ranks, where this one has a part of it.
         """
-        torch.manual_seed(seed_of(self._seed, "dropout", step))
+        others = (self._ranks.rank,) if self._ranks.rank else ()
+        torch.manual_seed(seed_of(self._seed, "dropout", step, *others))
         self.model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
-        logits = self._logits(pixels)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+        *parts, last = self._parts(len(labels))
+        sums = torch.zeros(2, device=self.device)
+        for part in parts:
+            with self._shared.kept():
+                loss, seen = self._loss(pixels[part], labels[part], of or len(labels))
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                sums += seen
+        loss, seen = self._loss(pixels[last], labels[last], of or len(labels))
+        summed = self._shared.sum(sums + seen)  # under way while gradients are computed
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+        return summed()
 
     @torch.no_grad()
     def judge(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The sums over the batch of the loss and of the right predictions, float32 (2,), without learning."""
         self.model.eval()
-        logits = self._logits(pixels)
+        logits = self._logits(pixels, self.model)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         return torch.stack([loss, (logits.argmax(1) == labels).sum()])
 
@@ -176,10 +209,25 @@ class Learner:
                 restored[field] = torch.empty_like(parameter).copy_(tensor)
         self._scaler.load_state_dict(settings["scaler"])
 
-    def _logits(self, pixels: Tensor) -> Tensor:
+    def settle(self, pixels: Tensor) -> None:
+        """Prepare for the first step with a few images, uint8 (N, H, W, C); it teaches nothing."""
+        self._shared.settle(pixels.to(self.device))
+
+    def _loss(self, pixels: Tensor, labels: Tensor, of: int) -> tuple[Tensor, Tensor]:
+        """The mean loss, as it counts in a batch ``of`` so many images, and the sums of loss and right predictions."""
+        logits = self._logits(pixels, self._shared)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+        sums = torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+        return loss * self._shared.weight(len(labels), of), sums
+
+    def _logits(self, pixels: Tensor, model: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-            logits: Tensor = self.model(pixels)
-            return logits
+            return model(pixels)
+
+    def _parts(self, count: int) -> list[slice]:
+        """What is computed at once of so many images; never a single one, of which there is no variance."""
+        parts = max(1, min(math.ceil(count / (self.images_at_once or count)), count // 2))
+        return [part_of(count, part, parts) for part in range(parts)]
 
 
 def keep_freed_memory() -> bool:

@@ -18,6 +18,7 @@ from pipeline.artifacts import (
 )
 from pipeline.prepare import MapChunks, PrepareResult
 from pipeline.progress import OnProgress
+from pipeline.ranks import ALONE, Ranks
 from pipeline.settings import Settings
 from pipeline.sources import ImportReport
 from pipeline.zones import Zones
@@ -64,15 +65,17 @@ def prepare_dataset(
         )
 
 
-def dataset_version(zones: Zones, dataset: str, version: str | None) -> DatasetVersion:
-    """The named version of a dataset, or its newest.
+def dataset_version(zones: Zones, dataset: str, version: str | None, group: Ranks = ALONE) -> DatasetVersion:
+    """The named version of a dataset, or its newest; for all ranks of a group the one that the first finds.
 
     Raises:
         NotFound: there is none.
     """
-    if version is None:
-        return datasets.latest(zones.datasets, dataset)
-    return datasets.find(zones.datasets, dataset, version)
+    if not group.first:
+        return datasets.find(zones.datasets, dataset, group.listen())
+    found = datasets.find(zones.datasets, dataset, version) if version else datasets.latest(zones.datasets, dataset)
+    group.say(found.version)
+    return found
 
 
 def train_on(
@@ -82,6 +85,7 @@ def train_on(
     config: TrainConfig,
     *,
     fresh: bool | str,
+    group: Ranks = ALONE,
     should_stop: Callable[[], bool],
     on_progress: OnProgress,
 ) -> TrainingRun:
@@ -91,7 +95,9 @@ def train_on(
         dataset,
         config,
         device=settings.device,
+        images_at_once=settings.training_images_at_once,
         fresh=fresh,
+        group=group,
         should_stop=should_stop,
         on_progress=on_progress,
         **_room(settings),

@@ -6,6 +6,9 @@
 - The training split lies on the device as uint8 in the model's own layout; a batch is one indexing. A split that memory
   shall not hold lies in a local file instead, in the same order, and the weights come out the same.
 - The test split is never read here.
+- **Several ranks** (``ranks``) train as one: the first holds the lease, says which run it is, and writes; the others
+  follow. A run is the same whoever trains it: its id knows nothing of ranks, and another number of them may go on with
+  it, though not bit for bit.
 """
 
 import hashlib
@@ -16,8 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,7 +32,10 @@ from pipeline.datasets import LoadedSplit
 from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
 from pipeline.examples import Resident
 from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
+from pipeline.leases import Lease
 from pipeline.progress import OnProgress, Progress, silent
+from pipeline.ranks import ALONE, Ranks
+from pipeline.shared_examples import Shared
 from pipeline.store import Store
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Training
 from pipeline.zones import Zones
@@ -37,6 +45,10 @@ NORMALISATION_IMAGES = 10_000
 """Images on which mean and standard deviation are measured; ordered by digest, the first ones are a random sample."""
 BLOCK_IMAGES = 500
 """Of these images, so many are counted at once."""
+MINIMUM_PART = 2
+"""Images of a batch that each rank has at least: one alone has no variance."""
+WAIT, BEGIN, FINISHED = "wait", "begin", "finished"
+"""What the first rank says to the others, the last two with the training run's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,25 @@ class StartingWeights:
     source: str
     tensors: Mapping[str, Tensor]
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What this process trains with.
+
+    Attributes:
+        device: where it computes.
+        group: the ranks that it is one of.
+        images_at_once: how many images of a step it computes together; None: all of them.
+        memory_mb: how much memory the pixels of a split may take, in MiB.
+        scratch: folder of a file for more than that; None: the system's own.
+    """
+
+    device: torch.device
+    group: Ranks = ALONE
+    images_at_once: int | None = None
+    memory_mb: int = 4096
+    scratch: Path | None = None
 
 
 def never() -> bool:
@@ -72,7 +103,9 @@ def train(
     device: str = "auto",
     memory_mb: int = 4096,
     scratch: Path | None = None,
+    images_at_once: int | None = None,
     fresh: bool | str = False,
+    group: Ranks = ALONE,
     on_progress: OnProgress = silent,
     should_stop: Callable[[], bool] = never,
     save_every_s: float = SAVE_EVERY_S,
@@ -87,9 +120,11 @@ def train(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         memory_mb: how much memory the pixels of a split may take, in MiB; more lie in a file in ``scratch``.
         scratch: a folder of this machine; by default the system's own.
+        images_at_once: how many images of a batch are computed together, for less memory; by default all.
         fresh: train anew where the same wish was fulfilled before. An unfinished run is still resumed: its weights will
             be those that it would have had without the interruption. A text names the repetition: whoever asks for that
             one again finds it, also when it is finished.
+        group: the ranks that train together; each calls this with the same arguments.
         on_progress: told at least once a second, or once a step where steps are longer.
         should_stop: asked at each step.
         save_every_s: seconds between checkpoints within an epoch; each epoch ends with one anyway.
@@ -103,32 +138,92 @@ def train(
         TrainingStopped: ``should_stop`` said so; a checkpoint holds where training stood.
         TrainingDiverged: the loss became NaN or infinite.
         LeaseLost: another process took over meanwhile.
+        RuntimeError: another rank ended, or did not answer; ``ranks.joined`` makes a sentence of it.
         StoreError: the store stayed away for longer than it is waited for.
     """
-    target = choose_device(device)
-    starting = _starting_weights(zones.checkpoints, config.starting_weights)
-    run = _wanted_run(zones.checkpoints, dataset, config, starting.sha256 if starting else None, fresh=fresh)
-    if training_runs.is_finished(zones.checkpoints, run):
-        return training_runs.find(zones.checkpoints, run)
+    room = Room(group.device(choose_device(device)), group, images_at_once, memory_mb, scratch)
+    store = zones.checkpoints
+    if not group.first:
+        return _follow(zones, dataset, config, room, should_stop)
+    starting = _starting_weights(store, config.starting_weights)
+    run = _wanted_run(store, dataset, config, starting.sha256 if starting else None, fresh=fresh)
+    if training_runs.is_finished(store, run):
+        group.say(f"{FINISHED} {run}")
+        return training_runs.find(store, run)
     report = _stoppable(on_progress, should_stop, run)
-    with training_runs.acquire(zones.checkpoints, run, ttl_s=lease_ttl_s, on_progress=report) as lease:
-        if training_runs.is_finished(zones.checkpoints, run):
+    with training_runs.acquire(store, run, ttl_s=lease_ttl_s, on_progress=_saying(group, report)) as lease:
+        if training_runs.is_finished(store, run):
             lease.end()
-            return training_runs.find(zones.checkpoints, run)
-        load = partial(
-            datasets.load_split, zones.datasets, dataset, memory_mb=memory_mb, scratch=scratch, on_progress=report
-        )
-        splits = {split: load(split) for split in SPLITS}
-        desk = Desk(zones.checkpoints, lease, run, on_progress, should_stop, save_every_s)
-        with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
-            try:
-                training = begin(desk, dataset, config, splits, starting=starting, device=target)
-                training.run()
-            except torch.OutOfMemoryError as error:
-                raise InvalidInput(
-                    "Training does not fit into the memory of the GPU: lower batch_size, or prepare smaller images."
-                ) from error
-        return _finish(desk, dataset, config, training)
+            group.say(f"{FINISHED} {run}")
+            return training_runs.find(store, run)
+        group.say(f"{BEGIN} {run}")
+        desk = Desk(store, lease, run, on_progress, should_stop, save_every_s)
+        training = _trained(zones, desk, dataset, config, room, starting=starting)
+        result = _finish(desk, lease, dataset, config, training)
+        group.say(f"{FINISHED} {run}")
+        return result
+
+
+def _follow(
+    zones: Zones, dataset: DatasetVersion, config: TrainConfig, room: Room, should_stop: Callable[[], bool]
+) -> TrainingRun:
+    """Any rank but the first: do what that one says."""
+    while (said := room.group.listen()) == WAIT:
+        pass
+    word, _, run = said.partition(" ")
+    if word == BEGIN:
+        _trained(zones, Desk(zones.checkpoints, None, run, silent, should_stop), dataset, config, room)
+        room.group.listen()  # until the result is written
+    return training_runs.find(zones.checkpoints, run)
+
+
+def _saying(group: Ranks, on_progress: OnProgress) -> OnProgress:
+    """``on_progress`` of the first rank, while it waits for the lease and the others for what it says."""
+
+    def report(progress: Progress) -> None:
+        on_progress(progress)
+        group.say(WAIT)
+
+    return report
+
+
+def _trained(
+    zones: Zones,
+    desk: Desk,
+    dataset: DatasetVersion,
+    config: TrainConfig,
+    room: Room,
+    *,
+    starting: StartingWeights | None = None,
+) -> Training:
+    """Read this rank's images, and train from where the run stands to its end."""
+    load = partial(
+        datasets.load_split,
+        zones.datasets,
+        dataset,
+        memory_mb=room.memory_mb,
+        scratch=room.scratch,
+        part=room.group.rank,
+        parts=room.group.world,
+        on_progress=_stoppable(desk.on_progress, desk.should_stop, desk.run),
+    )
+    splits = {split: load(split) for split in SPLITS}
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        try:
+            training = begin(
+                *(desk, dataset, config, splits),
+                starting=starting,
+                device=room.device,
+                group=room.group,
+                images_at_once=room.images_at_once,
+            )
+            training.run()
+        except torch.OutOfMemoryError as error:
+            raise InvalidInput(
+                "Training does not fit into the memory of the GPU: set SAFELIGHT_TRAINING_IMAGES_AT_ONCE to a part "
+                "of the batch, lower batch_size, or prepare smaller images."
+            ) from error
+    return training
 
 
 def _wanted_run(
@@ -180,6 +275,8 @@ def begin(
     *,
     starting: StartingWeights | None = None,
     device: torch.device,
+    group: Ranks = ALONE,
+    images_at_once: int | None = None,
 ) -> Training:
     """A training run before its first step; fresh weights depend on the seed alone.
 
@@ -188,33 +285,53 @@ def begin(
     """
     keep_freed_memory()
     work = plan(config, len(splits["train"].labels), dataset.pixels)
+    if work.images // work.batches < MINIMUM_PART * group.world:
+        raise InvalidInput(
+            f"{group.world} processes are too many for batches of {work.images // work.batches} images, of which each "
+            f"needs {MINIMUM_PART}: start fewer, or choose a larger batch_size."
+        )
     torch.manual_seed(augment.seed_of(config.seed, "weights"))
     net = model.build(config.architecture, len(dataset.classes), dataset.pixels, config.width)
-    sample = torch.from_numpy(splits["train"].pixels[:NORMALISATION_IMAGES])
-    if starting is None:
-        model.set_normalisation(net, *statistics(sample))
-    else:
+    sample = torch.from_numpy(_sample(splits["train"], group))
+    if starting is not None:
         model.load_starting_weights(net, starting.tensors, starting.source)
-    learner = Learner(net, config, able(net, device, sample))
-    training, validation = (_on(learner.device, splits[split]) for split in SPLITS)
-    return Training(desk, learner, work, config, training=training, validation=validation)
+    elif config.starting_weights is None:
+        model.set_normalisation(net, *statistics(sample, group))
+    learner = Learner(net, config, able(net, device, sample), ranks=group, images_at_once=images_at_once)
+    learner.settle(torch.from_numpy(splits["train"].pixels[:2]))
+    training, validation = (_on(learner.device, splits[split], group) for split in SPLITS)
+    return Training(desk, learner, work, config, training=training, validation=validation, ranks=group)
 
 
-def _on(device: torch.device, loaded: LoadedSplit) -> Resident:
+def _sample(loaded: LoadedSplit, group: Ranks) -> NDArray[np.uint8]:
+    """Of the images on which normalisation is measured, those that this rank holds."""
+    if loaded.places is None:
+        return loaded.pixels[:NORMALISATION_IMAGES]
+    part = group.part(len(loaded.labels))
+    places = loaded.places[:NORMALISATION_IMAGES]
+    held: NDArray[np.uint8] = loaded.pixels[places[(places >= part.start) & (places < part.stop)] - part.start]
+    return held
+
+
+def _on(device: torch.device, loaded: LoadedSplit, group: Ranks) -> Resident | Shared:
     pixels, labels = torch.from_numpy(loaded.pixels), torch.from_numpy(loaded.labels).to(device)
     # What memory shall not hold goes to the device batch by batch.
-    return Resident(pixels if loaded.file else pixels.to(device), labels, loaded.release)
+    held = pixels if loaded.file else pixels.to(device)
+    if loaded.places is None:
+        return Resident(held, labels, loaded.release)
+    return Shared(held, labels, torch.from_numpy(loaded.places), group, loaded.release)
 
 
-def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, float32 (C,), of pixels scaled to 0..1.
+def statistics(pixels: Tensor, group: Ranks = ALONE) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float32 (C,), of pixels scaled to 0..1, those of all ranks.
 
-    Computed from counts of the 256 values, so that the order of the images does not matter.
+    Computed from counts of the 256 values, so that neither the order of the images matters nor who holds them.
     """
     counts = torch.zeros(pixels.shape[3], 256, dtype=torch.float64)
     for start in range(0, len(pixels), BLOCK_IMAGES):
         channels = pixels[start : start + BLOCK_IMAGES].flatten(0, 2).T
         counts += torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
+    counts = group.summed(counts)
     shares = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
@@ -222,11 +339,11 @@ def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().float()
 
 
-def _finish(desk: Desk, dataset: DatasetVersion, config: TrainConfig, training: Training) -> TrainingRun:
+def _finish(desk: Desk, lease: Lease, dataset: DatasetVersion, config: TrainConfig, training: Training) -> TrainingRun:
     """Write the result, once the best checkpoint has been read back."""
     position = training.position
     checkpoints.load(desk.store, position.best)
-    desk.lease.check()
+    lease.check()
     result = TrainingRun(
         id=desk.run,
         dataset=dataset,
@@ -238,5 +355,5 @@ def _finish(desk: Desk, dataset: DatasetVersion, config: TrainConfig, training: 
         finished_at=utc_now(),
     )
     finished = training_runs.finish(desk.store, result)
-    desk.lease.end()
+    lease.end()
     return finished

@@ -5,6 +5,8 @@
 - The best epoch is chosen on the validation split (``is_best``), without one it is the last.
 - A checkpoint between epochs that an absent store refuses is given up, and training goes on; one that ends an epoch
   is needed, and ends the run when the store stays away. Run again, it goes on from the last one.
+- **Several ranks do the same steps** (``ranks``): each computes a part of each batch, and all know the same position
+  and weights. What depends on a clock or a signal is agreed upon after each step. The rank with the lease writes.
 """
 
 import logging
@@ -17,12 +19,13 @@ import torch
 
 from pipeline import augment, checkpoints, exactness
 from pipeline.artifacts import EpochMetrics, TrainConfig
-from pipeline.checkpoints import Checkpoint, Position
+from pipeline.checkpoints import Checkpoint, Position, Tensors
 from pipeline.errors import StoreUnavailable, TrainingDiverged, TrainingStopped
 from pipeline.examples import Batch, Examples
 from pipeline.learner import STEP_PIXELS, Learner, Plan
 from pipeline.leases import Lease
 from pipeline.progress import OnProgress, Progress
+from pipeline.ranks import ALONE, Ranks
 from pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ class Desk:
 
     Attributes:
         store: the checkpoints zone.
-        lease: the right to write there.
+        lease: the right to write there; None where another rank has it.
         run: the training run's id.
         on_progress: told at least once a second, or once a step.
         should_stop: asked at each step.
@@ -47,11 +50,16 @@ class Desk:
     """
 
     store: Store
-    lease: Lease
+    lease: Lease | None
     run: str
     on_progress: OnProgress
     should_stop: Callable[[], bool]
     save_every_s: float = SAVE_EVERY_S
+
+    @property
+    def fence(self) -> int:
+        """The lease's, or 0 for who writes nothing."""
+        return self.lease.fence if self.lease else 0
 
 
 class Training:
@@ -66,11 +74,18 @@ class Training:
         *,
         training: Examples,
         validation: Examples,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.position = Position()
         self.learner = learner
-        self.environment = exactness.environment(learner.device, learner.precision) | training.facts
+        self.environment = (
+            exactness.environment(
+                learner.device, learner.precision, processes=ranks.world, images_at_once=learner.images_at_once
+            )
+            | training.facts
+        )
         self._desk = desk
+        self._ranks = ranks
         self._config = config
         self._training = training
         self._validation = validation
@@ -88,7 +103,7 @@ class Training:
             self._close_epoch()
 
     def _resume(self) -> None:
-        found = checkpoints.newest(self._desk.store, self._desk.run)
+        found = self._newest()
         if found is None:
             return
         checkpoint, tensors = found
@@ -100,6 +115,16 @@ class Training:
         if doubts:
             log.warning("it cannot be promised that it ends as without the interruption: %s", "; ".join(doubts))
 
+    def _newest(self) -> tuple[Checkpoint, Tensors] | None:
+        """The newest readable checkpoint: for all ranks the one that the first finds, whatever an orphan writes."""
+        store, run = self._desk.store, self._desk.run
+        if self._ranks.first:
+            found = checkpoints.newest(store, run)
+            self._ranks.say(checkpoints.manifest_key(run, found[0].fence, found[0].position.step) if found else "")
+            return found
+        key = self._ranks.listen()
+        return checkpoints.load(store, key) if key else None
+
     def _take_steps(self) -> None:
         """The steps that the epoch under way still needs."""
         epoch = len(self.position.history)
@@ -108,11 +133,22 @@ class Training:
         for batch in self._training.batches(self._config.seed, epoch, self._plan.batches, done):
             if batch is not None:
                 self._step(batch, began)
-            self._stop_if_asked()
-            if time.monotonic() - self._saved_at >= self._desk.save_every_s:
+            stop, tell, save = self._ranks.agree(self._signs())
+            if batch is not None:
+                self._watch(due=tell)
+            if stop:
+                self._stop()
+            if save:
                 self._save_in_passing()
             if batch is not None:
                 began = time.perf_counter()
+
+    def _signs(self) -> tuple[bool, bool, bool]:
+        """Whether somebody asks to stop, and by the first rank's clock, whether it is time to tell, and to save."""
+        now, first = time.monotonic(), self._ranks.first
+        tell = first and now - self._reported_at >= REPORT_EVERY_S
+        save = first and now - self._saved_at >= self._desk.save_every_s
+        return self._desk.should_stop(), tell, save
 
     def _step(self, batch: Batch, began: float) -> None:
         step, index = self.position.step, batch.index
@@ -122,18 +158,18 @@ class Training:
             mirror=None if self._sides is None else augment.mirrored(self._sides[index], step // self._plan.batches),
             shift=self._config.shift,
             generator=augment.generator_at(self._config.seed, "shift", step),
+            of=batch.of,
+            part=batch.part,
         )
         pixels, labels = pixels.to(self.learner.device), self._training.labels[index.to(self.learner.device)]
         self._training.release()
-        self._sums += self.learner.learn(pixels, labels, self._plan.rate(step), step)
-        now = {"step": step + 1, "images": self.position.images + len(index)}
+        self._sums += self.learner.learn(pixels, labels, self._plan.rate(step), step, of=batch.of)
+        now = {"step": step + 1, "images": self.position.images + (batch.of or len(index))}
         seconds = self.position.seconds + time.perf_counter() - began
         self.position = self.position.model_copy(update=now | {"seconds": seconds})
-        self._watch()
 
-    def _watch(self) -> None:
+    def _watch(self, *, due: bool) -> None:
         """Look at the loss: at each step where that costs nothing, else as often as somebody is told."""
-        due = time.monotonic() - self._reported_at >= REPORT_EVERY_S
         if not due and self.learner.device.type != "cpu":
             return
         loss = self._sums[0].item() / self.position.images
@@ -153,7 +189,7 @@ class Training:
         history = (*self.position.history, metrics)
         best = {}
         if is_best(metrics, self.position.history, len(self._validation.labels)):
-            key = checkpoints.manifest_key(self._desk.run, self._desk.lease.fence, self.position.step)
+            key = checkpoints.manifest_key(self._desk.run, self._desk.fence, self.position.step)
             best = {"best": key, "best_epoch": metrics.epoch}
         afresh = {"images": 0, "seconds": 0.0, "history": history}
         self.position = self.position.model_copy(update=afresh | best)
@@ -174,8 +210,9 @@ class Training:
                 index, pixels = (part.to(self.learner.device) for part in batch)
                 sums += self.learner.judge(pixels, self._validation.labels[index])
                 self._validation.release()
-            self._stop_if_asked()
-        loss, accuracy = (sums / count).tolist()
+            if any(self._ranks.agree([self._desk.should_stop()])):
+                self._stop()
+        loss, accuracy = (self._ranks.summed(sums) / count).tolist()
         return loss, accuracy
 
     def _metrics(self, validation_loss: float | None, validation_accuracy: float | None) -> EpochMetrics:
@@ -193,13 +230,13 @@ class Training:
             seconds=seconds,
         )
 
-    def _stop_if_asked(self) -> None:
-        if self._desk.should_stop():
-            self._save()
-            raise TrainingStopped(
-                f"Training run {self._desk.run} was asked to stop after step {self.position.step:,} of "
-                f"{self._plan.steps:,}; its checkpoint is stored, and the same command goes on from there."
-            )
+    def _stop(self) -> None:
+        self._save()
+        self._ranks.agree([True])  # nobody leaves before the checkpoint is stored: torchrun would end the others
+        raise TrainingStopped(
+            f"Training run {self._desk.run} was asked to stop after step {self.position.step:,} of "
+            f"{self._plan.steps:,}; its checkpoint is stored, and the same command goes on from there."
+        )
 
     def _save_in_passing(self) -> None:
         try:
@@ -210,6 +247,8 @@ class Training:
 
     def _save(self) -> None:
         self._refuse_nan()
+        if self._desk.lease is None:
+            return
         loss, correct = self._sums.tolist()
         self.position = self.position.model_copy(update={"loss_sum": loss, "correct": int(correct)})
         checkpoint = Checkpoint(
