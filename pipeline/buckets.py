@@ -80,7 +80,7 @@ def expire_old_versions(
     names: Iterable[str],
     *,
     days: int,
-    lives: Mapping[str, int] | None = None,
+    lives: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
     """Have replaced and removed objects go for good, and unfinished uploads given up, after ``days``.
 
@@ -91,7 +91,7 @@ def expire_old_versions(
         region: of the buckets.
         names: of the buckets.
         days: how long what was replaced or removed can be brought back.
-        lives: by the name of a bucket, after how many days any object in it is removed.
+        lives: by the name of a bucket and by how keys begin, after how many days such an object is removed.
 
     Raises:
         StoreError: the store refuses, or does not answer.
@@ -104,8 +104,7 @@ def expire_old_versions(
         abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=days),
     )
     for name in names:
-        life = (lives or {}).get(name)
-        rules = [old, _end_of_life(life)] if life else [old]
+        rules = [old, *(_end_of_life(*life) for life in (lives or {}).get(name, {}).items())]
         with (
             _explained(endpoint, name),
             _client(endpoint, access_key, secret_key, region, timeout_s=10) as client,
@@ -113,10 +112,9 @@ def expire_old_versions(
             client.set_bucket_lifecycle(name, LifecycleConfig(rules))
 
 
-def _end_of_life(days: int) -> Rule:
-    return Rule(
-        ENABLED, rule_filter=Filter(prefix=""), rule_id="safelight-end-of-life", expiration=Expiration(days=days)
-    )
+def _end_of_life(prefix: str, days: int) -> Rule:
+    name = f"safelight-end-of-life-{prefix}"
+    return Rule(ENABLED, rule_filter=Filter(prefix=prefix), rule_id=name, expiration=Expiration(days=days))
 
 
 def announce_uploads(endpoint: str, access_key: str, secret_key: str, region: str, name: str, *, queue: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_keys, cli_models, cli_runs, cli_stages, cli_store, console
+from pipeline import cli_keys, cli_models, cli_predict, cli_runs, cli_stages, cli_store, console
 
 app = typer.Typer(
     name="safelight",
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_stages.app)  # without a name: its commands are the program's own
+app.add_typer(cli_predict.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_models.app, name="models")

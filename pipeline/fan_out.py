@@ -1,14 +1,18 @@
-"""Who packs the chunks of a preparation that no Prefect runs, by the one setting: ``SAFELIGHT_TASK_RUNNER``."""
+"""Who works on chunks of images where no Prefect does, by the one setting: ``SAFELIGHT_TASK_RUNNER``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any, TypeVar
 
-from pipeline import far_packing, prepare, task_runners, worker_processes
+from pipeline import far_answering, far_packing, predict, prepare, task_runners, worker_processes
 from pipeline.packing import Chunk, PackedChunk
+from pipeline.predict import MapParts
 from pipeline.prepare import MapChunks
 from pipeline.settings import Settings
-from pipeline.task_runners import Opening
+from pipeline.task_runners import Item, Opening
 from pipeline.zones import Zones
+
+R = TypeVar("R")
 
 
 def map_chunks(settings: Settings, zones: Zones) -> MapChunks:
@@ -18,20 +22,26 @@ def map_chunks(settings: Settings, zones: Zones) -> MapChunks:
     """
     if settings.task_runner == "threads":
         return prepare.one_by_one
-    chosen = opening(settings)
+    return _mapped(opening(settings), partial(far_packing.refuse_other_store, zones))
 
-    def mapped(_own: object, chunks: Iterable[Chunk]) -> Iterator[PackedChunk]:
-        for chunk, packed in task_runners.spread(chosen, chunks):
-            yield far_packing.refuse_other_store(zones, chunk, packed)
 
-    return mapped
+def map_parts(settings: Settings, zones: Zones) -> MapParts:
+    """What ``predict`` may map its parts with; the same choice."""
+    if settings.task_runner == "threads":
+        return predict.one_by_one
+    chosen = _opening(settings, far_answering.answer_alone, far_answering.answer)
+    return _mapped(chosen, partial(far_answering.refuse_other_store, zones))
 
 
 def opening(settings: Settings) -> Opening[Chunk, PackedChunk]:
-    """Processes of this machine, or a Dask cluster."""
+    """Processes of this machine, or a Dask cluster, for chunks of a preparation."""
+    return _opening(settings, far_packing.pack_alone, far_packing.pack)
+
+
+def _opening(settings: Settings, alone: Callable[[Item], R], work: Callable[[Item, int | None], R]) -> Opening[Item, R]:
+    """Processes of this machine, each ``alone`` on its core, or a Dask cluster."""
     if settings.task_runner == "processes":
-        count = worker_processes.number_of(settings.decode_threads)
-        return partial(worker_processes.opened, far_packing.pack_alone, count)
+        return partial(worker_processes.opened, alone, worker_processes.number_of(settings.decode_threads))
     from distributed import Client  # noqa: PLC0415 - half a second and 30 MiB, for who has a cluster alone
 
     from pipeline import dask_cluster  # noqa: PLC0415 - the same
@@ -39,7 +49,15 @@ def opening(settings: Settings) -> Opening[Chunk, PackedChunk]:
     return partial(
         dask_cluster.opened,
         settings.task_runner,
-        lambda client, chunk, key: client.submit(far_packing.pack, chunk, None, key=key),
+        lambda client, item, key: client.submit(work, item, None, key=key),
         client=Client,
         patience_s=settings.store_patience_s,
     )
+
+
+def _mapped(chosen: Opening[Item, R], verified: Callable[[Item, R], R]) -> Callable[[Any, Iterable[Item]], Iterator[R]]:
+    def mapped(_own: object, items: Iterable[Item]) -> Iterator[R]:
+        for item, result in task_runners.spread(chosen, items):
+            yield verified(item, result)
+
+    return mapped

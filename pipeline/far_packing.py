@@ -47,7 +47,7 @@ def pack_in(zones: Zones, settings: Settings, chunk: Chunk, decode_threads: int 
             f"This process makes pixels of format {PIXEL_FORMAT}, and the preparation wants format "
             f"{chunk.pixels.format}: run the same version of Safelight everywhere."
         )
-    threads = decode_threads or settings.decode_threads or _share_of_cores()
+    threads = decode_threads or settings.decode_threads or share_of_cores()
     freed_memory.keep_little()
     packed = packing.pack_chunk(zones.images, zones.datasets, chunk, decode_threads=threads)
     freed_memory.give_back()
@@ -74,7 +74,7 @@ def refuse_other_store(zones: Zones, chunk: Chunk, packed: PackedChunk) -> Packe
     return packed
 
 
-def _share_of_cores() -> int | None:
+def share_of_cores() -> int | None:
     """Of a Dask worker, for each of its threads; None (all of them) elsewhere."""
     if "distributed.worker" not in sys.modules:
         return None

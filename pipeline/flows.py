@@ -18,7 +18,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.flows import Flow
 from pydantic import Field
 
-from pipeline import aliases, deploy, far_packing, prepare, promote, registry, sources, stages, training_runs
+from pipeline import (
+    aliases,
+    deploy,
+    far_answering,
+    far_packing,
+    predict,
+    prepare,
+    promote,
+    registry,
+    sources,
+    stages,
+    training_runs,
+)
 from pipeline.artifacts import (
     CanaryConfig,
     CanaryStep,
@@ -35,10 +47,12 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
+from pipeline.batches import BatchPart, Part
 from pipeline.canary import summary as canary_summary
 from pipeline.errors import CanaryHeld, InvalidInput
 from pipeline.fashion_mnist import NAME as FASHION_MNIST
 from pipeline.packing import Chunk, PackedChunk
+from pipeline.predict import BatchResult
 from pipeline.prefect_runs import (
     Stopwatch,
     as_tasks,
@@ -196,6 +210,23 @@ async def rollback_flow(model: ModelName = FASHION_MNIST) -> Deployment:
     return await make_live(model, version, None)
 
 
+@one_sentence_flow(name="predict", flow_run_name="predict {prefix} by {model}")
+async def predict_flow(
+    model: ModelName = FASHION_MNIST,
+    prefix: Annotated[
+        str, Field(min_length=1, description="A folder of the images zone, or s3://bucket/folder of the same store.")
+    ] = FASHION_MNIST,
+    version: Annotated[
+        str | None, Field(description="A model version's id, or an alias; by default the champion.")
+    ] = None,
+    name: Annotated[
+        Name | None, Field(description="Name of the result; by default it is named by what is asked.")
+    ] = None,
+) -> BatchResult:
+    """Answer every image below a prefix by one model version, as Parquet files in the predictions zone."""
+    return await predict_batch(model, prefix, version, name)
+
+
 @network_task(name="import")
 async def import_images(dataset: str, folder: str | None, per_class: int | None, exact: bool) -> ImportReport:
     """A folder of this machine, or Fashion-MNIST, in the images zone."""
@@ -336,6 +367,30 @@ async def make_live(model: str, version: str | None, ramp: CanaryConfig | None) 
         await publish_canary(target, steps)
 
 
+@network_task(name="predict")
+async def predict_batch(model: str, prefix: str, version: str | None, name: str | None) -> BatchResult:
+    """The answers to what is stored below a prefix now; an unfinished batch of the same is finished first."""
+    settings, zones = await surroundings()
+    stop = threading.Event()
+    verified = partial(far_answering.refuse_other_store, zones)
+    map_parts = as_tasks(answer_part, settings, verified=verified, still_wanted=partial(still_wanted, stop))
+    asked = partial(stages.predict_batch, settings, zones, model, prefix, version=version, name=name)
+    try:
+        result = await in_thread(asked, map_parts=map_parts)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+    say(predict.summary(result))
+    return result
+
+
+@task(name="answer images", cache_policy=NO_CACHE)  # its batch is what is repeated
+async def answer_part(part: Part, decode_threads: int | None) -> BatchPart:
+    """Thousands of images, read, decoded and answered, as one Parquet file."""
+    settings, zones = await surroundings()
+    return await asyncio.to_thread(far_answering.answer_in, zones, settings, part, decode_threads)
+
+
 @task(name="roll back")
 async def roll_back(model: str) -> str:
     """The version that the champion alias points at now; never repeated, which could go back twice."""
@@ -355,6 +410,7 @@ FLOWS: tuple[Flow[..., Any], ...] = (
     promote_flow,
     deploy_flow,
     rollback_flow,
+    predict_flow,
 )
 
 

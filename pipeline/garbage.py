@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from pipeline import (
     aliases,
+    batches,
     buckets,
     checkpoints,
     dataset_versions,
@@ -52,6 +53,7 @@ from pipeline.leases import TTL_S, Lease
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.settings import ZONES, Settings, Zone
 from pipeline.store import Store, StoredObject
+from pipeline.store_users import BATCHES
 from pipeline.unreferenced import Garbage, Limits
 from pipeline.zones import READ_BACK_ZONES, Zones
 
@@ -145,6 +147,7 @@ def _heaps(zones: Zones, now: Mapping[Zone, datetime], limits: Limits, cache: Pa
             partial(_find_in_model, zones.models, model, now["models"], limits),
             partial(registry.hold, zones.models, model),
         )
+    yield from _batch_heaps(zones.predictions, now["models"], limits)
     for model in zones.predictions.folders() if limits.predictions else ():
         yield Heap(
             f"prediction log of {model}",
@@ -154,6 +157,19 @@ def _heaps(zones: Zones, now: Mapping[Zone, datetime], limits: Limits, cache: Pa
     for zone in READ_BACK_ZONES:
         store: Store = getattr(zones, zone)
         yield Heap(f"zone {zone}", store, partial(_find_scratch, store, zone, now[zone], limits))
+
+
+def _batch_heaps(store: Store, now: datetime, limits: Limits) -> Iterator[Heap]:
+    """What has no plan, listing or lease any more is complete, and no garbage."""
+    for model in store.folders(BATCHES):
+        for name in store.folders(f"{BATCHES}/{model}/{batches.WORK}"):
+            place = batches.Place(model, name)
+            yield Heap(
+                f"batch prediction {name} of model {model}",
+                store,
+                partial(_find_in_batch, store, place, now, limits),
+                partial(batches.hold, store, place, wait_s=2 * batches.LEASE_TTL_S),
+            )
 
 
 def _named(store: Store) -> list[str]:
@@ -185,6 +201,11 @@ def _find_in_run(store: Store, run: str, now: datetime, limits: Limits) -> list[
 def _find_in_model(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
     live = aliases.versions_in_use(store, model)
     return unreferenced.model_garbage(list(store.listing(model)), live, now, limits)
+
+
+def _find_in_batch(store: Store, place: batches.Place, now: datetime, limits: Limits) -> list[Garbage]:
+    made, work = (list(store.listing(folder)) for folder in (place.folder, place.work))
+    return unreferenced.batch_garbage(made, work, now, limits)
 
 
 def _find_predictions(store: Store, model: str, now: datetime, limits: Limits) -> list[Garbage]:
@@ -263,5 +284,7 @@ def _remove(store: Store, garbage: Sequence[Garbage], *, may_write: Callable[[],
 
 
 def _rank(key: str) -> int:
-    """What says that other objects are there goes before these."""
+    """What says that other objects are there goes before these; what a batch was made by, after what it made."""
+    if key.startswith(f"{BATCHES}/"):
+        return batches.removal_rank(key)
     return 0 if packing.is_work(key) or key.endswith(f"/{checkpoints.MANIFEST}") else 1

@@ -37,7 +37,7 @@ class Queue:
 LIVE = Queue("live", "Everything that is quick: it never waits for training.", None, 1)
 TRAINING = Queue("training", "Flows that compute for long: two at once, the others wait.", 2, 2)
 QUEUES = (LIVE, TRAINING)
-LONG = frozenset({"pipeline", "train"})
+LONG = frozenset({"pipeline", "train", "predict"})
 """Flows whose runs wait in the queue for training."""
 
 

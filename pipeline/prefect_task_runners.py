@@ -7,6 +7,7 @@ among them the one with which Prefect's API is asked. Here they stay: a worker h
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from distributed import Client
@@ -59,4 +60,5 @@ def _processes(task: Task[..., Any], count: int) -> Iterator[Runner[Any, Any]]:
 
 
 def _given(pool: ProcessPoolTaskRunner, task: Task[..., Any], item: Any) -> Promise:
-    return pool.submit(task, {"chunk": quote(item), "decode_threads": 1})
+    first, second = signature(task.fn).parameters
+    return pool.submit(task, {first: quote(item), second: 1})

@@ -226,7 +226,7 @@ def not_found(models: Store, model: str, lacking: str) -> NotFound:
     )
 
 
-def check_name(kind: Literal["model", "alias"], name: str) -> None:
+def check_name(kind: Literal["model", "alias", "batch"], name: str) -> None:
     """Refuse what could not be a part of a key.
 
     Raises:

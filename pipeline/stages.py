@@ -7,7 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from pipeline import datasets, evaluate, export, fashion_mnist, leases, prepare, raw, sources, train
+from pipeline import (
+    batches,
+    datasets,
+    evaluate,
+    export,
+    far_answering,
+    fashion_mnist,
+    leases,
+    predict,
+    prepare,
+    raw,
+    sources,
+    train,
+)
 from pipeline.artifacts import (
     DatasetVersion,
     EvaluationReport,
@@ -16,6 +29,7 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
+from pipeline.predict import BatchResult, MapParts, Question
 from pipeline.prepare import MapChunks, PrepareResult
 from pipeline.progress import OnProgress
 from pipeline.ranks import ALONE, Ranks
@@ -112,6 +126,31 @@ def export_run(settings: Settings, zones: Zones, run: TrainingRun, *, on_progres
 def evaluate_run(settings: Settings, zones: Zones, run: TrainingRun, *, on_progress: OnProgress) -> EvaluationReport:
     """``evaluate.evaluate``."""
     return evaluate.evaluate(zones, run, device=settings.device, on_progress=on_progress, **_room(settings))
+
+
+def predict_batch(
+    settings: Settings,
+    zones: Zones,
+    model: str,
+    prefix: str,
+    *,
+    version: str | None,
+    name: str | None,
+    map_parts: MapParts,
+    on_progress: OnProgress,
+) -> BatchResult:
+    """``predict.predict``, of a folder of the images zone, or of another bucket of the same store."""
+    source, folder = batches.address(prefix, zones.images.url)
+    return predict.predict(
+        far_answering.source_at(settings, zones, source),
+        zones.models,
+        zones.predictions,
+        Question(source, folder, model, version, name),
+        map_parts=map_parts,
+        decode_threads=settings.decode_threads,
+        scratch=settings.cache,
+        on_progress=on_progress,
+    )
 
 
 class _Room(TypedDict):

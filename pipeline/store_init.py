@@ -7,6 +7,7 @@ versions, because it loses its place in the listing of a bucket that does (4.48;
 
 import logging
 import os
+import string
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -21,8 +22,9 @@ from pipeline.store_users import STORE_USERS, StoreUser, bucket, policy
 SECRETS = Path("/run/secrets/safelight")
 KEPT_DAYS = 30
 """How long a replaced or removed object can be brought back; then it no longer takes space."""
-
-
+LOGGED = string.digits + string.ascii_lowercase
+"""What the name of a model, and so a key of the prediction log, begins with: a rule can say what it is for, but not
+what it is not for. Batch predictions, whose keys begin with an underscore, are kept."""
 WEBHOOK = "arn:minio:sqs::SAFELIGHT:webhook"
 """What Silo calls the webhook that ``stack_secrets`` configures."""
 
@@ -35,8 +37,8 @@ def initialise(
     Args:
         settings: of the store, with its root's credentials.
         keys: access key and secret key of each user.
-        versioning: the buckets keep what is replaced or removed, for ``KEPT_DAYS``; and predictions go after the days
-            that the settings say.
+        versioning: the buckets keep what is replaced or removed, for ``KEPT_DAYS``; and the log of
+            predictions goes after the days that the settings say.
         webhook: have the store tell of uploads.
 
     Raises:
@@ -58,7 +60,7 @@ def initialise(
     patience(partial(buckets.create_buckets, *root, names, versioning=versioning), "creating the buckets")
     if versioning:
         kept = settings.predictions_retention_days
-        lives = {bucket("predictions"): kept} if kept else {}
+        lives = {bucket("predictions"): dict.fromkeys(LOGGED, kept)} if kept else {}
         bound = partial(buckets.expire_old_versions, *root, names, days=KEPT_DAYS, lives=lives)
         patience(bound, "bounding the age of old versions")
     for user, key in keys.items():

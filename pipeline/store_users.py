@@ -4,19 +4,24 @@
   alone.
 - ``write`` creates and replaces, ``delete`` removes. Buckets keep versions, so that removing leaves a marker; no user
   here may remove a version for good.
+- **The log of predictions and the results of batches share a zone, and not the right to write**: whoever computes
+  batches cannot touch the log.
 - SeaweedFS has the policies in its identities file, Silo gets them by its administration: the same text. SeaweedFS's
   own actions per bucket would not do: its ``Write`` also removes, versions and all, and changes a bucket's lifecycle.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from pipeline.settings import Zone
 
-Right = Literal["list", "read", "write", "delete", "history"]
+Right = Literal["list", "read", "write", "delete", "history", "batches"]
 StoreUser = Literal["worker", "serving", "people", "cli", "events"]
 STORE_USERS: tuple[StoreUser, ...] = get_args(StoreUser)
+
+BATCHES: Final = "_batch"
+"""The folder of batch predictions in the predictions zone."""
 
 _ALL: frozenset[Right] = frozenset({"list", "read", "write", "delete"})
 _SEEN: frozenset[Right] = frozenset({"list", "read"})
@@ -25,14 +30,14 @@ _PIPELINE: dict[Zone, frozenset[Right]] = {
     "datasets": _ALL,
     "checkpoints": _ALL,
     "models": _ALL,
-    "predictions": _SEEN,
+    "predictions": _SEEN | {"batches"},
 }
 _PAST: frozenset[Right] = frozenset({"list", "read", "history"})
 
 RIGHTS: Mapping[StoreUser, Mapping[Zone, frozenset[Right]]] = {
     "worker": _PIPELINE,
     # Whoever runs `safelight store gc` removes old predictions.
-    "cli": _PIPELINE | {"predictions": _SEEN | {"delete"}},
+    "cli": _PIPELINE | {"predictions": _SEEN | {"batches", "delete"}},
     "serving": {"models": _SEEN, "predictions": frozenset({"write"})},
     "people": {
         "images": _ALL | _PAST,
@@ -56,6 +61,7 @@ _ON_OBJECTS: Mapping[Right, tuple[str, ...]] = {
     "delete": ("DeleteObject",),
     "history": ("GetObjectVersion",),
 }
+_IN_BATCHES: Mapping[Right, tuple[str, ...]] = {"batches": _ON_OBJECTS["write"] + _ON_OBJECTS["delete"]}
 
 
 def bucket(zone: Zone) -> str:
@@ -70,6 +76,7 @@ def policy(user: StoreUser) -> dict[str, object]:
         statements += [
             _statement(_actions(_ON_BUCKET, rights), bucket(zone)),
             _statement(_actions(_ON_OBJECTS, rights), f"{bucket(zone)}/*"),
+            _statement(_actions(_IN_BATCHES, rights), f"{bucket(zone)}/{BATCHES}/*"),
         ]
     return {"Version": "2012-10-17", "Statement": [statement for statement in statements if statement["Action"]]}
 

@@ -2,7 +2,8 @@
 
 What is never garbage: raw images; whatever a complete dataset version, the pointer to the newest, a complete model
 version or an alias names; the result, the best checkpoint, the export and the evaluation of a finished training run;
-all of an unfinished one, unless a person gives a limit for these; and whatever this program does not know.
+all of an unfinished one, unless a person gives a limit for these; a batch prediction with a manifest; and whatever this
+program does not know.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime, timedelta
 
-from pipeline import checkpoints, packing, registry, training_runs
+from pipeline import batches, checkpoints, packing, registry, training_runs
 from pipeline.artifacts import Record
 from pipeline.settings import Zone
 from pipeline.store import StoredObject
@@ -105,6 +106,22 @@ def model_garbage(
         if registry.VERSION_ID.fullmatch(version) and not (complete or young or version in live):
             found += [garbage("models", "files of versions without a manifest", each) for each in files]
     return found
+
+
+def batch_garbage(
+    made: Sequence[StoredObject], work: Sequence[StoredObject], now: datetime, limits: Limits
+) -> list[Garbage]:
+    """What is garbage of a batch prediction, given its own folder and that of its plan, listing and lease.
+
+    Without a manifest it is given up as a whole, when all of it is old enough; with one, what lies apart goes.
+    """
+    complete = any(batches.MANIFEST_KEY.fullmatch(each.key) for each in made)
+    found = work if complete else [*made, *work]
+    # As with training runs, the lease's own age proves nothing.
+    if any(now - each.modified <= limits.older_than for each in found if not batches.is_lease(each.key)):
+        return []
+    kind = "plans of finished batch predictions" if complete else "unfinished batch predictions"
+    return [garbage("predictions", kind, each) for each in found]
 
 
 def days_of_predictions(folders: Iterable[str], now: datetime, limits: Limits) -> list[str]:

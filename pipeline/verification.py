@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, tee
 
-from pipeline import aliases, checkpoints, registry
+from pipeline import aliases, batches, checkpoints, registry
 from pipeline.aliases import AliasState
 from pipeline.artifacts import EvaluationReport, ExportedModel, Record, StoredFile, TrainingRun
+from pipeline.batches import BatchManifest
 from pipeline.dataset_verification import verify_dataset
 from pipeline.errors import SafelightError, StoreUnavailable
 from pipeline.findings import Ledger, verify_pointer
@@ -25,6 +26,7 @@ from pipeline.progress import OnProgress, silent
 from pipeline.registry import ModelManifest
 from pipeline.sealing import unsealed
 from pipeline.store import Store, promised
+from pipeline.store_users import BATCHES
 from pipeline.zones import Zones
 
 RUN_RECORD = re.compile(
@@ -67,6 +69,7 @@ def verify(zones: Zones, *, on_progress: OnProgress = silent) -> Verification:
         verify_dataset(zones.images, zones.datasets, dataset, ledger)
     _verify_parts(zones.checkpoints, _run_parts(zones.checkpoints, ledger), ledger)
     _verify_parts(zones.models, _model_parts(zones.models, ledger), ledger)
+    _verify_parts(zones.predictions, _batch_parts(zones.predictions, ledger), ledger)
     for found in zones.models.listing():
         if match := ALIAS.fullmatch(found.key):
             _verify_alias(zones.models, found.key, match["model"], match["alias"], ledger)
@@ -86,9 +89,11 @@ def _verify_parts(store: Store, parts: Iterable[Part], ledger: Ledger) -> None:
             ledger.fault(store, part.file.key, f"was altered: {part.named_by} names other bytes", part.named_by)
 
 
-def _records(store: Store, keys: re.Pattern[str], kind: str, ledger: Ledger) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of each stored record whose key is of that form."""
-    for found, data in store.read_many(found for found in store.listing() if keys.fullmatch(found.key)):
+def _records(
+    store: Store, keys: re.Pattern[str], kind: str, ledger: Ledger, folder: str = ""
+) -> Iterator[tuple[str, bytes]]:
+    """Key and bytes of each stored record whose key is of that form, below a folder."""
+    for found, data in store.read_many(found for found in store.listing(folder) if keys.fullmatch(found.key)):
         if data is not None:
             ledger.count(kind)
             yield found.key, data
@@ -130,6 +135,17 @@ def _model_parts(store: Store, ledger: Ledger) -> Iterator[Part]:
         if said := _manifest_fault(key, manifest):
             ledger.fault(store, key, said)
         yield from (Part(file, "model files", key) for file in manifest.files.values())
+
+
+def _batch_parts(store: Store, ledger: Ledger) -> Iterator[Part]:
+    """What the manifests of batch predictions name."""
+    for key, data in _records(store, batches.MANIFEST_KEY, "batch predictions", ledger, BATCHES):
+        try:
+            manifest = unsealed(BatchManifest, data, key)
+        except SafelightError as error:
+            ledger.fault(store, key, error)
+            continue
+        yield from (Part(file, "files of batch predictions", key) for file in manifest.parts)
 
 
 def _manifest_fault(key: str, manifest: ModelManifest) -> str | None:

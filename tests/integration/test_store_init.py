@@ -18,7 +18,7 @@ from urllib3 import HTTPResponse
 from pipeline import buckets, store_init
 from pipeline.errors import AccessDenied, InvalidSettings, StoreError, StoreUnavailable
 from pipeline.settings import ZONES, Settings
-from pipeline.store_users import bucket, policy
+from pipeline.store_users import BATCHES, bucket, policy
 
 ROOT = ("root", "root-secret")
 KEY = ("worker-1a2b3c4d", "a-secret-of-the-worker")
@@ -38,8 +38,10 @@ def test_buckets_keep_versions_and_a_second_time_changes_nothing(store_settings:
         assert lifecycle is not None
         kept = [rule.noncurrent_version_expiration for rule in lifecycle.rules]
         assert [each.noncurrent_days for each in kept if each] == [store_init.KEPT_DAYS]
-        ends = [rule.expiration.days for rule in lifecycle.rules if rule.expiration]
-        assert ends == ([store_settings.predictions_retention_days] if zone == "predictions" else [])
+        ends = {rule.rule_filter.prefix: rule.expiration.days for rule in lifecycle.rules if rule.expiration}
+        assert set(ends.values()) == ({store_settings.predictions_retention_days} if zone == "predictions" else set())
+        assert {key.startswith(tuple(ends)) for key in ("shapes/date=2026-11-22/log.parquet", "0/a")} == {bool(ends)}
+        assert not f"{BATCHES}/shapes/a/part-00000.parquet".startswith(tuple(ends))
     store_init.initialise(store_settings.model_copy(update={"predictions_retention_days": 0}), {})
     lifecycle = client.get_bucket_lifecycle(bucket("predictions"))
     assert lifecycle is not None

@@ -28,4 +28,4 @@ def test_parameters_of_one_source_are_taken(folder: str | None, per_class: int |
 def test_flows_are_named_as_their_commands() -> None:
     """People find in Prefect's UI what the command line calls so."""
     names = [flow.name for flow in flows.FLOWS]
-    assert names == ["pipeline", "import", "prepare", "train", "evaluate", "promote", "deploy", "rollback"]
+    assert names == ["pipeline", "import", "prepare", "train", "evaluate", "promote", "deploy", "rollback", "predict"]

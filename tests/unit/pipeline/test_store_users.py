@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.settings import ZONES
-from pipeline.store_users import RIGHTS, STORE_USERS, StoreUser, bucket, identities, policy
+from pipeline.store_users import BATCHES, RIGHTS, STORE_USERS, StoreUser, bucket, identities, policy
 
 
 def _allows(document: dict[str, Any], action: str, resource: str) -> bool:
@@ -46,6 +46,17 @@ def test_the_log_of_predictions_is_written_by_serving_and_removed_from_the_comma
     """Nobody rewrites it, who writes it removes nothing, and whom the pipeline runs as does neither."""
     assert {user for user in STORE_USERS if "predictions" in _may(user, "PutObject")} == {"serving"}
     assert {user for user in STORE_USERS if "predictions" in _may(user, "DeleteObject")} == {"cli"}
+
+
+def test_batch_predictions_are_for_the_pipeline_to_write() -> None:
+    """Worker and command line write and remove them, below a folder of their own; people read them."""
+    key = f"{bucket('predictions')}/{BATCHES}/shapes/a/part-00000.parquet"
+
+    def may(action: str) -> set[str]:
+        return {user for user in STORE_USERS if _allows(policy(user), f"s3:{action}", key)}
+
+    assert may("PutObject") - {"serving"} == may("DeleteObject") == {"worker", "cli"}
+    assert may("GetObject") == {"worker", "cli", "people"}
 
 
 def test_people_read_all_and_change_images() -> None:

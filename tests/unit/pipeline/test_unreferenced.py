@@ -119,3 +119,25 @@ def test_days_of_predictions_are_kept_for_as_long_as_said() -> None:
     week = Limits(predictions=timedelta(days=7))
     assert unreferenced.days_of_predictions(folders, NOW, week) == ["date=2026-11-14"]
     assert unreferenced.days_of_predictions(folders, NOW, Limits()) == []
+
+
+MADE = r"_batch/cats/monday/(part-0000[0-9]\.parquet|manifest\.json)"
+MEANWHILE = r"_batch/cats/_work/monday/(plan\.json|lease\.json|listing/[0-9a-f]{64}\.parquet)"
+
+
+@given(listings(MADE), listings(MEANWHILE), LIMITS)
+def test_a_complete_batch_stays_and_an_unfinished_one_goes_as_a_whole(
+    made: list[StoredObject], work: list[StoredObject], limits: Limits
+) -> None:
+    """With a manifest no answer is garbage; without one all is, or nothing, by its youngest but the lease."""
+    found = keys_of(unreferenced.batch_garbage(made, work, NOW, limits))
+    complete = any(each.key.endswith("manifest.json") for each in made)
+    considered = {each.key: NOW - each.modified for each in (work if complete else [*made, *work])}
+    young = any(age <= limits.older_than for key, age in considered.items() if not key.endswith("lease.json"))
+    assert found == (set() if young else considered.keys())
+    assert not (complete and found & keys_of_listing(made))
+
+
+def keys_of_listing(listing: Sequence[StoredObject]) -> set[str]:
+    """The keys of a listing."""
+    return {each.key for each in listing}

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
+import batch_predictions
 import pytest
 import synthetic
 import tiny_models
@@ -50,6 +51,25 @@ def test_everything_is_counted() -> None:
         "shards": 1,
     }
     assert reports[-1].done == sum(found.counts.values())
+
+
+def test_batch_predictions_are_read_and_compared() -> None:
+    """Each file of a complete batch is counted; one that was altered, or is gone, is named; unfinished ones are not."""
+    zones = synthetic.memory_zones()
+    batch_predictions.champion(zones)
+    batch_predictions.put(zones, range(5))
+    (part,) = batch_predictions.predicted(zones).manifest.parts
+    found = verify(zones)
+    assert found.broken == ()
+    assert (found.counts["batch predictions"], found.counts["files of batch predictions"]) == (1, 1)
+    zones.predictions.put(part.key, b"altered")
+    assert [(each.address, each.fault.partition(":")[0]) for each in verify(zones).broken] == [
+        (f"{zones.predictions.url}/{part.key}", "was altered")
+    ]
+    zones.predictions.delete([part.key])
+    assert "is missing" in verify(zones).broken[0].fault
+    zones.predictions.delete([part.key.replace("part-00000.parquet", "manifest.json")])
+    assert verify(zones).broken == ()
 
 
 def test_a_canary_of_a_version_that_is_gone_is_found() -> None:
