@@ -53,6 +53,6 @@ def test_bounds_in_words() -> None:
 def test_going_live_and_back_never_waits_for_training() -> None:
     """What computes for long has a queue of its own, with a limit; the other one has none, and comes first."""
     queues = {name: prefect_deployments.queue_of(name) for name in NAMES}
-    assert {name for name, queue in queues.items() if queue is TRAINING} == {"pipeline", "train"}
+    assert {name for name, queue in queues.items() if queue is TRAINING} == {"pipeline", "train", "predict"}
     assert LIVE.limit is None
     assert LIVE.priority < TRAINING.priority
