@@ -67,6 +67,7 @@ from pipeline.prefect_runs import (
     surroundings,
 )
 from pipeline.sources import ImportReport
+from pipeline.task_runners import Whole
 
 DatasetName = Annotated[Name, Field(description="Name of the dataset, as it was imported.")]
 NewModelName = Annotated[Name | None, Field(description="Name of the model; by default the dataset's.")]
@@ -279,10 +280,10 @@ def still_wanted(stop: threading.Event) -> None:
 
 
 @task(name="pack images", cache_policy=NO_CACHE)  # its preparation is what is repeated
-async def pack_images(chunk: Chunk, decode_threads: int | None) -> PackedChunk:
+async def pack_images(chunk: Whole[Chunk], decode_threads: int | None) -> PackedChunk:
     """Thousands of raw images, read, checked and packed into shards."""
     settings, zones = await surroundings()
-    return await asyncio.to_thread(far_packing.pack_in, zones, settings, chunk, decode_threads)
+    return await asyncio.to_thread(far_packing.pack_in, zones, settings, chunk.item, decode_threads)
 
 
 @network_task(name="train")
@@ -385,10 +386,10 @@ async def predict_batch(model: str, prefix: str, version: str | None, name: str 
 
 
 @task(name="answer images", cache_policy=NO_CACHE)  # its batch is what is repeated
-async def answer_part(part: Part, decode_threads: int | None) -> BatchPart:
+async def answer_part(part: Whole[Part], decode_threads: int | None) -> BatchPart:
     """Thousands of images, read, decoded and answered, as one Parquet file."""
     settings, zones = await surroundings()
-    return await asyncio.to_thread(far_answering.answer_in, zones, settings, part, decode_threads)
+    return await asyncio.to_thread(far_answering.answer_in, zones, settings, part.item, decode_threads)
 
 
 @task(name="roll back")

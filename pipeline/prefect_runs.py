@@ -31,7 +31,6 @@ from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.runtime import flow_run
 from prefect.states import Failed
-from prefect.utilities.annotations import quote
 from prefect.utilities.hashing import file_hash
 
 from pipeline import inference_server, prefect_deployments, report, task_runners
@@ -41,6 +40,7 @@ from pipeline.far_packing import opened
 from pipeline.progress import plain_lines
 from pipeline.run_watch import BEAT_S, HEARTBEAT
 from pipeline.settings import Settings
+from pipeline.task_runners import Whole
 from pipeline.zones import Zones, reachable
 
 RUNS_AT_ONCE = 4
@@ -108,7 +108,7 @@ async def in_thread(step: Callable[..., R], *args: Any, **kwargs: Any) -> R:
 
 
 def as_tasks(
-    one: Task[[Item, int | None], Coroutine[Any, Any, R]],
+    one: Task[[Whole[Item], int | None], Coroutine[Any, Any, R]],
     settings: Settings,
     *,
     verified: Callable[[Item, R], R],
@@ -130,8 +130,7 @@ def as_tasks(
     def in_turn(_own: object, items: Iterable[Item]) -> Iterator[R]:
         for item in items:
             still_wanted()
-            # Quoted, or Prefect would look into all that it holds (10,000 keys, say) for results of other tasks.
-            task_run = one(quote(item), settings.decode_threads)  # type: ignore[arg-type]  # Prefect unquotes it
+            task_run = one(Whole(item), settings.decode_threads)
             yield asyncio.run_coroutine_threadsafe(task_run, loop).result()
 
     def elsewhere(_own: object, items: Iterable[Item]) -> Iterator[R]:

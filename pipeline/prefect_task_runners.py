@@ -2,6 +2,7 @@
 
 **No password goes through the scheduler.** prefect-dask sends the settings of the flow run along with each task, and
 among them the one with which Prefect's API is asked. Here they stay: a worker has the settings of its own environment.
+Nor does the flow travel, which would have each worker load torch: what a task asks of it is its name.
 """
 
 from collections.abc import Iterator
@@ -11,26 +12,29 @@ from inspect import signature
 from typing import Any
 
 from distributed import Client
+from prefect.flows import Flow
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import Task
-from prefect.utilities.annotations import quote
 from prefect_dask.client import PrefectDaskClient
 
 from pipeline import dask_cluster, worker_processes
 from pipeline.settings import Settings
-from pipeline.task_runners import Opening, Promise, Runner
+from pipeline.task_runners import Opening, Promise, Runner, Whole
 
 
-class _OwnSettings(Client):
-    """Takes the settings out of what a flow run tells its tasks; stands between prefect-dask's client and Dask's."""
+class _LightLuggage(Client):
+    """What a flow run tells its tasks, without settings and flow; between prefect-dask's client and Dask's."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Promise:
         """As Dask's."""
-        return super().submit(*args, **kwargs | {"context": kwargs["context"] | {"settings_context": {}}})
+        context: dict[str, Any] = kwargs["context"] | {"settings_context": {}}
+        run = context["flow_run_context"]
+        context["flow_run_context"] = run | {"flow": Flow(_elsewhere, name=run["flow"].name)}
+        return super().submit(*args, **kwargs | {"context": context})
 
 
-class TaskClient(PrefectDaskClient, _OwnSettings):
-    """prefect-dask's client, whose tasks run with the Prefect settings of the worker."""
+class TaskClient(PrefectDaskClient, _LightLuggage):
+    """prefect-dask's client, whose tasks have the Prefect settings of the worker."""
 
 
 def opening(settings: Settings, task: Task[..., Any]) -> Opening[Any, Any]:
@@ -46,9 +50,12 @@ def opening(settings: Settings, task: Task[..., Any]) -> Opening[Any, Any]:
     )
 
 
+def _elsewhere() -> None:
+    """The body of a flow that runs in another process."""
+
+
 def _submitted(task: Task[..., Any], client: TaskClient, item: object, key: str) -> Promise:
-    # Quoted, or Prefect would look into all that it holds (10,000 keys, say) for results of other tasks.
-    return client.submit(task, quote(item), None, key=key)  # type: ignore[no-untyped-call]
+    return client.submit(task, Whole(item), None, key=key)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -61,4 +68,4 @@ def _processes(task: Task[..., Any], count: int) -> Iterator[Runner[Any, Any]]:
 
 def _given(pool: ProcessPoolTaskRunner, task: Task[..., Any], item: Any) -> Promise:
     first, second = signature(task.fn).parameters
-    return pool.submit(task, {first: quote(item), second: 1})
+    return pool.submit(task, {first: Whole(item), second: 1})

@@ -36,6 +36,13 @@ class Lost(Exception):
     """The runner is gone with what it was given; str() begins a sentence for a person."""
 
 
+class Whole(Generic[Item]):
+    """An item that travels as it is: Prefect and Dask look into tuples and records, and 10,000 keys take a while."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+
 @dataclass(frozen=True, slots=True)
 class Runner(Generic[Item, R]):
     """Who works on items. Each function raises ``Lost`` where the runner is gone.
