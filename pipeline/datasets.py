@@ -36,11 +36,14 @@ __all__ = [
     "LoadedSplit",
     "encoded_images",
     "find",
+    "holds_others",
+    "images_of",
     "labels_of",
     "latest",
     "load_split",
     "read_index",
     "read_manifest",
+    "shape_of",
     "split_digests",
 ]
 
@@ -72,6 +75,10 @@ class LoadedSplit:
     digests: NDArray[np.uint8]
     file: PixelFile | None = None
     places: NDArray[np.int64] | None = None
+
+    def sample(self, count: int) -> NDArray[np.uint8]:
+        """The first ``count`` images, which are random ones, since a digest is: uint8 (n, height, width, channels)."""
+        return self.pixels[:count]
 
     def release(self) -> None:
         """Let go of the memory of what was read of ``pixels``, where they are not meant to be in memory."""
@@ -113,12 +120,12 @@ def read_index(datasets: Store, version: DatasetVersion) -> pa.Table:
 
 def split_digests(datasets: Store, version: DatasetVersion, split: Split) -> set[bytes]:
     """The SHA-256 (32 bytes) of every encoded image in a split."""
-    return set(values(_images_of(datasets, version, split)["digest"]))
+    return set(values(images_of(datasets, version, split)["digest"]))
 
 
 def labels_of(datasets: Store, version: DatasetVersion, split: Split) -> dict[bytes, str]:
     """The label of every image in a split, by its digest, ordered by digest."""
-    rows = _images_of(datasets, version, split)
+    rows = images_of(datasets, version, split)
     labels = (version.classes[label] for label in values(rows["label"]))
     return dict(zip(values(rows["digest"]), labels, strict=True))
 
@@ -151,16 +158,16 @@ def load_split(
         InvalidInput: the pixels fit neither into ``memory_mb`` nor into ``scratch``.
         Corrupted: a shard, or an image in it, is not what was written.
     """
-    fits = version.counts[split] // parts * int(np.prod(_shape(version))) <= memory_mb << 20
+    fits = version.counts[split] // parts * int(np.prod(shape_of(version))) <= memory_mb << 20
     if not fits:
         freed_memory.keep_little()
-    rows = _images_of(datasets, version, split)
+    rows = images_of(datasets, version, split)
     freed_memory.give_back()
     places, ours = (None, rows) if parts == 1 else _shared_out(rows, part, parts)
     if fits or not len(ours):
         file, pixels = None, _read_pixels(datasets, version, ours, on_progress)
     else:
-        with PixelFile(scratch, (len(ours), *_shape(version))) as file:
+        with PixelFile(scratch, (len(ours), *shape_of(version))) as file:
             _copy_pixels(datasets, version, ours, file.write, on_progress, at_once=FEW_SHARDS)
             pixels = file.mapped()
     freed_memory.give_back()
@@ -178,7 +185,7 @@ def encoded_images(
         NotFound: an image is not in this version.
         Corrupted: a shard, or an image in it, is not what was written.
     """
-    index = _images_of(datasets, version, None, "key", "size")
+    index = images_of(datasets, version, None, "key", "size")
     positions = pc.index_in(pa.array(digests, pa.binary(DIGEST_BYTES)), value_set=index["digest"].combine_chunks())
     if positions.null_count:
         raise NotFound(f"{positions.null_count:,} of the images are not in {version.dataset!r} {version.version}.")
@@ -192,7 +199,7 @@ def encoded_images(
         start += len(block)
 
 
-def _images_of(datasets: Store, version: DatasetVersion, split: Split | None, *more: str) -> pa.Table:
+def images_of(datasets: Store, version: DatasetVersion, split: Split | None, *more: str) -> pa.Table:
     """One row for each image of a split, or of all, ordered by digest, with ``more`` columns of the index.
 
     Columns: digest; label, a class index; shard and row of its pixels. It takes about 50 bytes per image.
@@ -250,7 +257,7 @@ def _read_pixels(
     datasets: Store, version: DatasetVersion, rows: pa.Table, on_progress: OnProgress
 ) -> NDArray[np.uint8]:
     """The pixels of index rows, in their order: uint8 (n, height, width, channels)."""
-    pixels = np.empty((len(rows), *_shape(version)), np.uint8)
+    pixels = np.empty((len(rows), *shape_of(version)), np.uint8)
     _copy_pixels(datasets, version, rows, pixels.__setitem__, on_progress)
     return pixels
 
@@ -276,15 +283,12 @@ def _copy_pixels(
         stored, stored_digests = read_shard(datasets, version.dataset, name)
         chosen = row[positions]
         if chosen.max() >= len(stored) or (stored_digests[chosen] != digests[positions]).any():
-            raise Corrupted(
-                f"{datasets.url}/{shard_key(version.dataset, name)} holds other images than {version.version} says: "
-                f"delete {datasets.url}/{version.dataset}/ and prepare the dataset again."
-            )
+            raise holds_others(datasets, version, name)
         for start in range(0, len(positions), BLOCK_IMAGES):
             block = slice(start, start + BLOCK_IMAGES)
             # A grey image's one channel is repeated where the version is RGB.
             pixels = stored[chosen[block]]
-            keep(positions[block], np.broadcast_to(pixels, (len(pixels), *_shape(version))))
+            keep(positions[block], np.broadcast_to(pixels, (len(pixels), *shape_of(version))))
         return len(positions)
 
     done = 0
@@ -294,5 +298,14 @@ def _copy_pixels(
             on_progress(Progress("loading images", done, len(rows)))
 
 
-def _shape(version: DatasetVersion) -> tuple[int, int, int]:
+def holds_others(datasets: Store, version: DatasetVersion, shard: bytes) -> Corrupted:
+    """The error that a shard has other images than the index of a version says."""
+    return Corrupted(
+        f"{datasets.url}/{shard_key(version.dataset, shard)} holds other images than {version.version} says: "
+        f"delete {datasets.url}/{version.dataset}/ and prepare the dataset again."
+    )
+
+
+def shape_of(version: DatasetVersion) -> tuple[int, int, int]:
+    """Height, width and channels of each of its images."""
     return version.pixels.height, version.pixels.width, version.pixels.channels

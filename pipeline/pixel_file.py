@@ -71,6 +71,27 @@ class PixelFile:
         except OSError as error:
             raise self._unusable(error.strerror) from error
 
+    def write_run(self, start: int, rows: NDArray[np.uint8]) -> None:
+        """Write rows, uint8 (n, height, width, channels), from position ``start`` on; safe in several threads.
+
+        Raises:
+            InvalidInput: the disk is full.
+        """
+        try:
+            left = memoryview(np.ascontiguousarray(rows).data).cast("B")
+            at = start * self._row
+            while left:
+                written = os.pwrite(self._file.fileno(), left, at)
+                at, left = at + written, left[written:]
+        except OSError as error:
+            raise self._unusable(error.strerror) from error
+
+    def mapped_while_written(self) -> NDArray[np.uint8]:
+        """The array, for reading only, before every row is written: those that were are seen, others are zeros."""
+        os.truncate(self._file.fileno(), self._size)
+        self._map = mmap.mmap(self._file.fileno(), self._size, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._map, np.uint8).reshape(self._shape)
+
     def mapped(self) -> NDArray[np.uint8]:
         """The array, once every row is written; changing it changes no file."""
         self._map = mmap.mmap(self._file.fileno(), self._size, access=mmap.ACCESS_COPY)

@@ -63,6 +63,8 @@ class Settings(BaseModel):
         task_runner: who packs the chunks of a preparation: ``threads`` of one process, ``processes`` of this machine,
             one per core, or the workers of a Dask scheduler, as ``tcp://host:8786`` or ``tls://host:8786``.
         training_memory_mb: pixels of a split that are kept in memory, in MiB; a larger split is read from a local file.
+        training_disk_mb: pixels that training keeps in local files, in MiB; more are streamed from the store. By
+            default as many as the disk has room for.
         training_images_at_once: how many images of a batch are computed together; fewer need less memory, and the batch
             stays what it is. By default all that a process has of it.
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
@@ -106,6 +108,7 @@ class Settings(BaseModel):
     decode_threads: int | None = Field(None, ge=1, le=256)
     task_runner: Annotated[str, AfterValidator(_refuse_odd_runner)] = "threads"
     training_memory_mb: int = Field(4096, ge=64)
+    training_disk_mb: int | None = Field(None, ge=64)
     training_images_at_once: int | None = Field(None, ge=2)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     inference_url: str | None = None

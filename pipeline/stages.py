@@ -114,6 +114,7 @@ def train_on(
         group=group,
         should_stop=should_stop,
         on_progress=on_progress,
+        disk_mb=settings.training_disk_mb,
         **_room(settings),
     )
 

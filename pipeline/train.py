@@ -4,7 +4,8 @@
   type, library versions and number of threads. These are recorded; where they differ, or on a GPU, a resumed run goes
   on and its result says that it is not exact.
 - The training split lies on the device as uint8 in the model's own layout; a batch is one indexing. A split that memory
-  shall not hold lies in a local file instead, in the same order, and the weights come out the same.
+  shall not hold lies in a local file instead, in the same order, and the weights come out the same. What no disk holds
+  is streamed (``streamed``), in an order of its own.
 - The test split is never read here.
 - **Several ranks** (``ranks``) train as one: the first holds the lease, says which run it is, and writes; the others
   follow. A run is the same whoever trains it: its id knows nothing of ranks, and another number of them may go on with
@@ -16,7 +17,6 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +26,25 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline import augment, checkpoints, datasets, leases, model, training_runs
+from pipeline import augment, checkpoints, leases, model, training_runs
 from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
 from pipeline.datasets import LoadedSplit
 from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
-from pipeline.examples import Resident
+from pipeline.examples import Examples, Resident
 from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
 from pipeline.leases import Lease
+from pipeline.pixel_places import placed_splits
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.ranks import ALONE, Ranks
 from pipeline.shared_examples import Shared
 from pipeline.store import Store
+from pipeline.streamed import Streamed
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Training
 from pipeline.zones import Zones
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
 NORMALISATION_IMAGES = 10_000
-"""Images on which mean and standard deviation are measured; ordered by digest, the first ones are a random sample."""
+"""Images on which mean and standard deviation are measured."""
 BLOCK_IMAGES = 500
 """Of these images, so many are counted at once."""
 MINIMUM_PART = 2
@@ -69,13 +71,15 @@ class Room:
         group: the ranks that it is one of.
         images_at_once: how many images of a step it computes together; None: all of them.
         memory_mb: how much memory the pixels of a split may take, in MiB.
-        scratch: folder of a file for more than that; None: the system's own.
+        disk_mb: how much disk they may take beyond that, in MiB; None: what is free.
+        scratch: folder for it; None: the system's own.
     """
 
     device: torch.device
     group: Ranks = ALONE
     images_at_once: int | None = None
     memory_mb: int = 4096
+    disk_mb: int | None = None
     scratch: Path | None = None
 
 
@@ -102,6 +106,7 @@ def train(
     *,
     device: str = "auto",
     memory_mb: int = 4096,
+    disk_mb: int | None = None,
     scratch: Path | None = None,
     images_at_once: int | None = None,
     fresh: bool | str = False,
@@ -119,6 +124,7 @@ def train(
         config: how.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         memory_mb: how much memory the pixels of a split may take, in MiB; more lie in a file in ``scratch``.
+        disk_mb: how much disk they may take there, in MiB; more are streamed from the store. By default what is free.
         scratch: a folder of this machine; by default the system's own.
         images_at_once: how many images of a batch are computed together, for less memory; by default all.
         fresh: train anew where the same wish was fulfilled before. An unfinished run is still resumed: its weights will
@@ -141,7 +147,7 @@ def train(
         RuntimeError: another rank ended, or did not answer; ``ranks.joined`` makes a sentence of it.
         StoreError: the store stayed away for longer than it is waited for.
     """
-    room = Room(group.device(choose_device(device)), group, images_at_once, memory_mb, scratch)
+    room = Room(group.device(choose_device(device)), group, images_at_once, memory_mb, disk_mb, scratch)
     store = zones.checkpoints
     if not group.first:
         return _follow(zones, dataset, config, room, should_stop)
@@ -197,18 +203,16 @@ def _trained(
     starting: StartingWeights | None = None,
 ) -> Training:
     """Read this rank's images, and train from where the run stands to its end."""
-    load = partial(
-        datasets.load_split,
+    places = placed_splits(
         zones.datasets,
         dataset,
         memory_mb=room.memory_mb,
+        disk_mb=room.disk_mb,
         scratch=room.scratch,
-        part=room.group.rank,
-        parts=room.group.world,
+        group=room.group,
         on_progress=_stoppable(desk.on_progress, desk.should_stop, desk.run),
     )
-    splits = {split: load(split) for split in SPLITS}
-    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+    with places as splits, torch.random.fork_rng(list(range(torch.cuda.device_count()))):
         try:
             training = begin(
                 *(desk, dataset, config, splits),
@@ -271,7 +275,7 @@ def begin(
     desk: Desk,
     dataset: DatasetVersion,
     config: TrainConfig,
-    splits: Mapping[Split, LoadedSplit],
+    splits: Mapping[Split, LoadedSplit | Streamed],
     *,
     starting: StartingWeights | None = None,
     device: torch.device,
@@ -298,22 +302,24 @@ def begin(
     elif config.starting_weights is None:
         model.set_normalisation(net, *statistics(sample, group))
     learner = Learner(net, config, able(net, device, sample), ranks=group, images_at_once=images_at_once)
-    learner.settle(torch.from_numpy(splits["train"].pixels[:2]))
-    training, validation = (_on(learner.device, splits[split], group) for split in SPLITS)
+    learner.settle(torch.from_numpy(splits["train"].sample(2)))
+    training, validation = (_on(learner.device, splits[split], group, work.epochs) for split in SPLITS)
     return Training(desk, learner, work, config, training=training, validation=validation, ranks=group)
 
 
-def _sample(loaded: LoadedSplit, group: Ranks) -> NDArray[np.uint8]:
+def _sample(loaded: LoadedSplit | Streamed, group: Ranks) -> NDArray[np.uint8]:
     """Of the images on which normalisation is measured, those that this rank holds."""
-    if loaded.places is None:
-        return loaded.pixels[:NORMALISATION_IMAGES]
+    if isinstance(loaded, Streamed) or loaded.places is None:
+        return loaded.sample(NORMALISATION_IMAGES)
     part = group.part(len(loaded.labels))
     places = loaded.places[:NORMALISATION_IMAGES]
     held: NDArray[np.uint8] = loaded.pixels[places[(places >= part.start) & (places < part.stop)] - part.start]
     return held
 
 
-def _on(device: torch.device, loaded: LoadedSplit, group: Ranks) -> Resident | Shared:
+def _on(device: torch.device, loaded: LoadedSplit | Streamed, group: Ranks, epochs: int) -> Examples:
+    if isinstance(loaded, Streamed):
+        return loaded.on(device, epochs)
     pixels, labels = torch.from_numpy(loaded.pixels), torch.from_numpy(loaded.labels).to(device)
     # What memory shall not hold goes to the device batch by batch.
     held = pixels if loaded.file else pixels.to(device)

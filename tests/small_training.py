@@ -1,6 +1,7 @@
 """Small things to train on, shared by the tests of training."""
 
 import secrets
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
 from pipeline.datasets import LoadedSplit
 from pipeline.leases import Lease
 from pipeline.store import Store
+from pipeline.streamed import Streamed
 from pipeline.training_loop import Desk, Training
 
 CPU = torch.device("cpu")
@@ -49,16 +51,17 @@ def desk(lease: Lease, store: Store, run: str, **options: object) -> Desk:
 def run_once(
     store: Store,
     config: TrainConfig,
-    data: dict[Split, LoadedSplit] | None = None,
+    data: Mapping[Split, LoadedSplit | Streamed] | None = None,
     run: str | None = None,
+    version: DatasetVersion | None = None,
     **options: object,
 ) -> Training:
     """Start or resume a run under a lease of its own, and train to the end."""
     data = data or splits()
     run = run or secrets.token_hex(8)
-    classes = 1 + max(int(data["train"].labels.max()), 1)
+    version = version or dataset(1 + max(int(data["train"].labels.max()), 1))
     with training_runs.acquire(store, run) as lease, torch.random.fork_rng([]):
-        training = train.begin(desk(lease, store, run, **options), dataset(classes), config, data, device=CPU)
+        training = train.begin(desk(lease, store, run, **options), version, config, data, device=CPU)
         training.run()
     return training
 
