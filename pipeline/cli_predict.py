@@ -1,5 +1,6 @@
 """``safelight predict``: batch prediction."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -21,19 +22,21 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Answer everything below a prefix with one model version, as Parquet in the predictions zone."""
-    from pipeline import fan_out, stages
+    from pipeline import fan_out, far_answering
     from pipeline import predict as step
 
     settings, zones = open_all()
     with console.progress() as on_progress:
-        result = stages.predict_batch(
-            settings,
+        result = step.predict(
             zones,
             model,
             prefix,
             version=version,
             name=name,
+            open_source=partial(far_answering.source_at, settings, zones),
             map_parts=fan_out.map_parts(settings, zones),
+            decode_threads=settings.decode_threads,
+            scratch=settings.cache,
             on_progress=on_progress,
         )
     console.show_record(result, as_json=as_json, lines=step.summary(result))

@@ -28,6 +28,7 @@ from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.rows_on_disk import Rows, Sorter
 from pipeline.store import Store
+from pipeline.zones import Zones
 
 LISTED_AT_ONCE = 4096
 AnswerPart: TypeAlias = Callable[[Part], BatchPart]
@@ -88,11 +89,13 @@ def one_by_one(answer: AnswerPart, parts: Iterable[Part]) -> Iterator[BatchPart]
 
 
 def predict(
-    source: Store,
-    models: Store,
-    predictions: Store,
-    question: Question,
+    zones: Zones,
+    model: str,
+    prefix: str,
     *,
+    version: str | None = None,
+    name: str | None = None,
+    open_source: Callable[[str], Store] | None = None,
     map_parts: MapParts = one_by_one,
     decode_threads: int | None = None,
     scratch: Path | None = None,
@@ -101,10 +104,12 @@ def predict(
     """Answer everything that is stored below a prefix, or find the answers that are there.
 
     Args:
-        source: the store at ``question.source``; read.
-        models: the models zone; read.
-        predictions: the predictions zone; written.
-        question: what to answer, and by what.
+        zones: read: images and models; written: predictions.
+        model: its name.
+        prefix: a folder of the images zone, or ``s3://bucket/folder`` of the same store.
+        version: an id or an alias; by default the champion.
+        name: of the batch; by default it is named by what is asked.
+        open_source: opens a bucket of the same store by its URL; None: only the images zone is read.
         map_parts: how parts are answered: takes a function and parts, returns a result per part, in any order.
         decode_threads: images decoded at once per part; by default one per core.
         scratch: a folder of this machine for the listing; by default the system's own.
@@ -112,10 +117,14 @@ def predict(
 
     Raises:
         NotFound: there is no such model or version, or nothing is stored below the prefix.
-        InvalidInput: the name belongs to another batch.
+        InvalidInput: the prefix is none, or the name belongs to another batch.
         Conflict: what it had begun was removed meanwhile.
         StoreError: an object was altered, or the store stayed away or refuses.
     """
+    url, folder = batches.address(prefix, zones.images.url)
+    source = zones.images if open_source is None or url == zones.images.url else open_source(url)
+    question = Question(url, folder, model, version, name)
+    models, predictions = zones.models, zones.predictions
     freed_memory.keep_little()
     work = _begun(models, predictions, question) or _drafted(source, models, question, scratch, on_progress)
     place, found = work.place, None

@@ -4,11 +4,11 @@ A step takes plain arguments and knows no settings; here each setting meets, onc
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from pipeline import (
-    batches,
     datasets,
     evaluate,
     export,
@@ -29,7 +29,7 @@ from pipeline.artifacts import (
     TrainConfig,
     TrainingRun,
 )
-from pipeline.predict import BatchResult, MapParts, Question
+from pipeline.predict import BatchResult, MapParts
 from pipeline.prepare import MapChunks, PrepareResult
 from pipeline.progress import OnProgress
 from pipeline.ranks import ALONE, Ranks
@@ -140,13 +140,14 @@ def predict_batch(
     map_parts: MapParts,
     on_progress: OnProgress,
 ) -> BatchResult:
-    """``predict.predict``, of a folder of the images zone, or of another bucket of the same store."""
-    source, folder = batches.address(prefix, zones.images.url)
+    """``predict.predict``."""
     return predict.predict(
-        far_answering.source_at(settings, zones, source),
-        zones.models,
-        zones.predictions,
-        Question(source, folder, model, version, name),
+        zones,
+        model,
+        prefix,
+        version=version,
+        name=name,
+        open_source=partial(far_answering.source_at, settings, zones),
         map_parts=map_parts,
         decode_threads=settings.decode_threads,
         scratch=settings.cache,

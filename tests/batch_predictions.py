@@ -9,7 +9,7 @@ import tiny_models
 
 from pipeline import aliases, images, predict
 from pipeline.artifacts import ModelVersion
-from pipeline.predict import BatchResult, Question
+from pipeline.predict import BatchResult
 from pipeline.store import Store
 from pipeline.zones import Zones
 
@@ -32,10 +32,8 @@ def put(zones: Zones, numbers: Iterable[int], folder: str = FOLDER) -> None:
 
 
 def predicted(zones: Zones, folder: str = FOLDER, **options: Any) -> BatchResult:
-    """A batch prediction of the tiny model."""
-    asked = {name: options.pop(name, None) for name in ("version", "name")}
-    question = Question(zones.images.url, folder, MODEL, **asked)
-    return predict.predict(zones.images, zones.models, zones.predictions, question, **options)
+    """A batch prediction by the tiny model."""
+    return predict.predict(zones, MODEL, folder, **options)
 
 
 def rows(predictions: Store, result: BatchResult) -> list[dict[str, Any]]:
