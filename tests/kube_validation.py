@@ -229,7 +229,7 @@ def _secret(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Cause]:
     yield from _config(new, old)
     for key, value in (new.get("data") or {}).items():
         try:
-            base64.b64decode(value, validate=True)
+            base64.b64decode(value.replace("\n", ""), validate=True)
         except binascii.Error:
             yield f"data[{key}]", "Invalid value: illegal base64 data"
     if old and old.get("type") != new.get("type"):

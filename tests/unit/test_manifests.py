@@ -168,9 +168,9 @@ def test_what_a_person_has_to_fill_in_stands_in_the_overlay() -> None:
 def test_every_file_is_explained() -> None:
     """k8s/README.md has a line for each manifest, and for no other."""
     said = (ROOT / "k8s" / "README.md").read_text("utf-8")
-    named = set(re.findall(r"^\| `([^`]+\.yaml)` \| \S", said, re.MULTILINE))
-    files = (path.relative_to(ROOT / "k8s") for path in (ROOT / "k8s").rglob("*.yaml"))
-    assert named == {str(path) for path in files if "secrets" not in path.parts}
+    named = set(re.findall(r"^\| `([^`]+\.(?:yaml|json))` \| \S", said, re.MULTILINE))
+    files = (path.relative_to(ROOT / "k8s") for path in (ROOT / "k8s").rglob("*") if path.is_file())
+    assert named == {str(path) for path in files if "secrets" not in path.parts and path.name != "README.md"}
 
 
 def test_each_component_is_of_use() -> None:

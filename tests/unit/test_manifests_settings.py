@@ -16,15 +16,14 @@ from serving.settings import ServingSettings
 FILES = files_of(dict.fromkeys(generated(), "x"), Stack(keys=True))
 MOUNT = "/run/secrets/safelight"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
-SHARED = ("object-store", "store-init", "prefect-server", "serving")
+SHARED = ("object-store", "store-init", "prefect-server", "prefect-init", "serving")
 """What is the same here and there; who runs flows is not."""
 WITHOUT_STORE = ("prefect-init", "prefect-worker")
 """They are told where the store is, as all of the pipeline's pods are, and have no key to it."""
+REPLICAS, DRAIN = "SAFELIGHT_INFERENCE_URL", "SAFELIGHT_SERVING_DRAIN_S"
 OTHERWISE = {
-    (
-        "serving",
-        "SAFELIGHT_SERVING_DRAIN_S",
-    ): "an ingress takes longer to notice than the gateway, which looks twice a second",
+    ("serving", DRAIN): "an ingress takes longer to notice than the gateway, which looks twice a second",
+    ("prefect-init", REPLICAS): "a Service has one address for all replicas, and a headless one has theirs",
 }
 """Settings that have another value in a cluster, and why."""
 
@@ -49,7 +48,10 @@ def _environ(container: Document, documents: list[Document]) -> dict[str, str]:
 
 def _chosen(value: object) -> str:
     """A value of the compose file, where nothing else is chosen."""
-    return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", str(value))
+    text, before = str(value), ""
+    while text != before:  # one may be another one's default
+        before, text = text, re.sub(r"\$\{[A-Z_]+:-([^${}]*)\}", r"\1", text)
+    return text
 
 
 def test_settings_exist_and_their_values_are_good(tmp_path: Path, subtests: pytest.Subtests) -> None:
