@@ -1,10 +1,12 @@
 """The manifests as kubectl renders them: every overlay and every combination of components is valid and complete."""
 
+import functools
 import re
 
 import kubernetes_validate
 import manifests
 import pytest
+from kubernetes_validate import utils
 from manifests import ROOT, Document, of_kind, one, overlays, workloads
 
 from pipeline.secret_values import Stack, files_of, generated
@@ -18,6 +20,13 @@ CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding"}
 LABEL = "app.kubernetes.io"
 
 
+@pytest.fixture
+def remembered_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package reads 1.8 MB for each document; here once for each version."""
+    monkeypatch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
+
+
+@pytest.mark.usefixtures("remembered_schemas")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_document_is_valid(version: str, subtests: pytest.Subtests) -> None:
     """Each is what the API of every supported version knows, and nothing else."""

@@ -146,6 +146,21 @@ def test_an_external_store_is_reached_by_https() -> None:
     assert outside["object-store-clients"]["egress"][0]["ports"] == [{"protocol": "TCP", "port": 443}]
 
 
+def test_only_an_ingress_lets_anybody_in_from_outside() -> None:
+    """Pods of other namespaces reach the inference server alone: a Prometheus, and with an ingress its controller."""
+    for name, documents in manifests.everything().items():
+        outside = {}
+        for policy in of_kind(documents, "NetworkPolicy").values():
+            peers = [
+                peer for rule in policy["spec"].get("ingress", []) for peer in rule["from"] if "podSelector" not in peer
+            ]
+            if peers:
+                outside[policy["metadata"]["name"]] = str(peers)
+        assert set(outside) <= {"serving"}, name
+        if outside:
+            assert ("traefik" in outside["serving"]) is bool(of_kind(documents, "Ingress")), name
+
+
 def test_every_pod_is_in_the_table() -> None:
     """No workload was forgotten: each has a connection, or is one that everybody connects to."""
     known = {name for who, whom, _ in CONNECTIONS for name in (who, whom)}
