@@ -1,5 +1,6 @@
 """``safelight store …``: the object store."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
@@ -67,6 +68,35 @@ def store_verify(as_json: Json = False) -> None:
         )
 
 
+@app.command("backup")
+def store_backup(
+    url: Annotated[str, typer.Argument(help="Where to: file:///folder or s3://bucket/prefix; earlier copies go on.")],
+    as_json: Json = False,
+) -> None:
+    """Copy everything that is stored, also while others write."""
+    from pipeline import backup
+
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        done = backup.back_up(zones, settings, url, on_progress=on_progress)
+    console.show_record(done, as_json=as_json, lines=_copied(done.copied, done.there))
+
+
+@app.command("restore")
+def store_restore(
+    url: Annotated[str, typer.Argument(help="Of a copy that 'safelight store backup' made.")], as_json: Json = False
+) -> None:
+    """Fill an empty store from a copy."""
+    from pipeline import backup
+
+    settings, zones = open_all()
+    with console.progress() as on_progress:
+        found, done = backup.restore(url, settings, zones, on_progress=on_progress)
+    console.show_record(done, as_json=as_json, lines=_copied(done.copied, done.there))
+    begun = f"{found.begun_at:%Y-%m-%d %H:%M:%SZ}"
+    console.say(f"safelight: the store is as it was at {begun}; 'safelight store verify' reads it all.")
+
+
 @app.command("gc")
 def store_gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only listed.")] = False,
@@ -98,6 +128,10 @@ def store_gc(
     if delete and caches:
         files, size = file_cache.clear(settings.cache)
         console.say(f"safelight: {files:,} files of the local cache removed ({size:,} bytes).")
+
+
+def _copied(copied: Mapping[str, int], there: Mapping[str, int]) -> list[str]:
+    return [f"{zone:<12}{copied.get(zone, 0):>12,} copied{there.get(zone, 0):>12,} there already" for zone in ZONES]
 
 
 def _show_store(settings: Settings, *, as_json: bool) -> None:
