@@ -32,6 +32,7 @@ ORDER = (
     "test_down_and_up",
     "test_docker_target",
     "test_docker_faults",
+    "test_kubernetes_play",
 )
 """Of the files: the first needs a stack in which nothing has happened, ``test_down_and_up`` takes it down."""
 IDX = Path("/usr/share/datasets/fashion-mnist")
