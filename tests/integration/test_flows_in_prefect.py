@@ -7,12 +7,16 @@ from typing import Any
 
 import psutil
 import pytest
+import tiny_models
+from batch_predictions import FOLDER, MODEL, champion, put
 from environs import on_one_core
 from prefect_stack import PUBLIC_URL, Stack, kill, prefect_stack, until, worker
 
 from pipeline import flows, inference_server
 from pipeline.prefect_deployments import QUEUES
 from pipeline.settings import Settings
+from pipeline.store_users import BATCHES
+from pipeline.zones import open_zones
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -188,6 +192,23 @@ def test_a_process_that_dies_each_time_is_given_up_with_a_sentence(working: Stac
     until(kill_all, 240, "failed run")
     assert "died 4 times" in working.state(run)["message"]
     assert working.history(run).count("AwaitingRetry") == 3
+
+
+def test_a_batch_prediction_that_died_goes_on_by_its_plan(working: Stack, settings: Settings) -> None:
+    """Its process killed, another one answers the same listing by the same version, whatever came or moved since."""
+    zones = open_zones(settings)
+    slow = champion(zones, onnx_file=tiny_models.slow_onnx(tiny_models.DATASET, 1, ms=500))
+    put(zones, range(600))
+    run = working.start("predict", model=MODEL, prefix=FOLDER)
+    folder = f"{BATCHES}/{MODEL}"
+    until(lambda: any(each.key.endswith("plan.json") for each in zones.predictions.listing(folder)), 90, "plan")
+    for process in working.processes(run):
+        process.kill()
+    champion(zones, seed=2)
+    put(zones, [600])
+    assert working.ended(run)["type"] == "COMPLETED", working.log(run)
+    assert "start 2 of at most 4" in working.log(run)
+    assert f"{MODEL} {slow.version} answered 600 of 600 objects" in working.log(run)
 
 
 def test_a_killed_worker_is_survived(stack: Stack, small: None) -> None:  # noqa: ARG001 - the images must be there
