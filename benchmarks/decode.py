@@ -139,11 +139,16 @@ def _distances(data: bytes, side: int) -> list[NDArray[Any]]:
     return [np.abs(pixels - theirs) for pixels in made]
 
 
-def _picture(width: int, height: int, fall: float) -> Image.Image:
+def photograph(number: int) -> bytes:
+    """A JPEG of 500x375, detailed, of quality 85; another one for each number."""
+    return _jpeg(_picture(500, 375, DETAIL["detailed"], seed=number), 85, "4:2:0")
+
+
+def _picture(width: int, height: int, fall: float, seed: int = 1) -> Image.Image:
     """Noise whose amplitude falls with the frequency to the power of ``fall``; colour varies less than brightness."""
     frequency = np.hypot(np.fft.rfftfreq(width), np.fft.fftfreq(height)[:, None])
     frequency[0, 0] = np.inf
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     planes = np.empty((height, width, 3), np.uint8)
     for channel, spread in enumerate((50, 12, 12)):
         waves = random.normal(size=frequency.shape) + 1j * random.normal(size=frequency.shape)
