@@ -31,10 +31,11 @@ class Request:
 
 @dataclass
 class Access:
-    """Tokens, and the check of every request."""
+    """Tokens, and the check of every request; ``asked`` is who wanted what: user, verb, group and resource."""
 
     objects: Objects
     tokens: dict[str, str] = field(default_factory=dict)
+    asked: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def token(self, user: str) -> str:
         """A token with which requests are those of a user; the same one each time."""
@@ -57,6 +58,7 @@ class Access:
 
     def refuse(self, user: str, request: Request) -> None:
         """Raise Refused (403) where no Role lets the user do that."""
+        self.asked.add((user, request.verb, request.resource.group, request.path))
         if not self.allows(user, request):
             place = (request.namespace, request.name)
             raise kube_refusals.forbidden(user, request.verb, request.resource, request.subresource, place)

@@ -127,9 +127,10 @@ def expanded(text: str, known: Mapping[str, str]) -> str:
 
 def rewritten(text: str, paths: Mapping[str, str]) -> str:
     """A text that speaks of mount paths, with what is there instead."""
-    for path in sorted(paths, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=/|$|[\s:,;\"'])", lambda _, to=paths[path]: to, text)
-    return text
+    if not paths:
+        return text
+    known = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w/.-])({known})(?=/|$|[\s:,;\"'])", lambda found: paths[found[1]], text)
 
 
 def field_of(pod: Object, path: str) -> Any:

@@ -58,10 +58,10 @@ class Stack:
         url = f"http://127.0.0.1:{self.port}/api/{path}"
         return httpx.request(method, url, json=body, auth=self.auth, timeout=30, trust_env=False)
 
-    def start(self, flow: str, **parameters: Any) -> str:
+    def start(self, flow: str, *, job_variables: Mapping[str, Any] | None = None, **parameters: Any) -> str:
         """What pressing Run does; the run's id."""
         deployment = self.ask("GET", f"deployments/name/{flow}/{flow}")
-        body = {"parameters": parameters}
+        body = {"parameters": parameters, "job_variables": dict(job_variables or {})}
         return str(self.ask("POST", f"deployments/{deployment['id']}/create_flow_run", body)["id"])
 
     def state(self, run: str) -> dict[str, Any]:
@@ -85,6 +85,10 @@ class Stack:
     def says(self, run: str, words: str, seconds: float = 90) -> None:
         """Return once a run's log has these words."""
         until(lambda: words in self.log(run), seconds, f"{words!r} in the log of {run}")
+
+    def cancel(self, run: str) -> None:
+        """What Cancel does in the UI."""
+        self.ask("POST", f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
 
     def artifacts(self, run: str) -> dict[str, Any]:
         """What a run left to look at, by kind."""

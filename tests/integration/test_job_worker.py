@@ -1,0 +1,135 @@
+"""Flow runs as Kubernetes Jobs: the real manifests, a real worker with its own rights, Prefect and store."""
+
+import json
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from flow_cluster import BROKEN, COMPLAINT, IMAGE, ROOT, FlowCluster, flow_cluster, ours, rendered
+from prefect_stack import until
+
+from pipeline.settings import Settings
+
+pytestmark = pytest.mark.timeout(900)
+
+LONG = 2000
+"""Epochs of a training that is still running whenever something happens to it."""
+SHORT = 60
+NEVER = {"minimum_accuracy": 1.0}
+"""A gate that lets nothing pass: these tests want no server."""
+MANIFESTS = ours(rendered("base"))
+OF_TRAINING = json.loads((ROOT / "k8s" / "components" / "gpu-training" / "train.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def flows(store_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlowCluster]:
+    """A cluster with a worker that is ready."""
+    home = tmp_path_factory.mktemp("cluster")
+    settings = store_settings.model_copy(update={"home": home, "store_url": f"s3://safelight-tests/jobs-{home.name}"})
+    with flow_cluster(home, settings, MANIFESTS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def broken(flows: FlowCluster) -> str:
+    """A run whose pod ends before it says anything to Prefect; begun early, as Prefect waits for half a minute."""
+    return flows.stack.start("rollback", job_variables={"image": BROKEN})
+
+
+@pytest.fixture(scope="module")
+def imported(flows: FlowCluster, broken: str) -> str:  # noqa: ARG001 - it is to begin first
+    """A run that brought a few images into the store."""
+    run = flows.stack.start("import", per_class=60)
+    assert flows.stack.ended(run)["type"] == "COMPLETED", flows.stack.log(run)
+    return run
+
+
+def training(flows: FlowCluster, seed: int, epochs: int) -> str:
+    """A run, told from others by its seed, that trains by now."""
+    run = flows.stack.start("pipeline", training={"epochs": epochs, "seed": seed}, gate=NEVER)
+    flows.stack.says(run, "training:", 180)
+    return run
+
+
+def job_of(flows: FlowCluster, run: str) -> dict[str, Any]:
+    """The one Job of a run."""
+    (job,) = flows.jobs(run)
+    return job
+
+
+def test_a_run_is_a_job(flows: FlowCluster, imported: str) -> None:
+    """It has the worker's image, the form's resources and nothing secret, and ends as its run does."""
+    job = job_of(flows, imported)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == IMAGE
+    asked = {"cpu": "500m", "memory": "2Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": 0}
+    assert container["resources"]["requests"] == asked
+    assert flows.stack.auth[1] not in json.dumps(job)
+    until(lambda: job_of(flows, imported)["status"].get("succeeded") == 1, 60, "Job that is complete")
+
+
+def test_killed_worker_and_killed_pod_are_survived(
+    flows: FlowCluster,
+    imported: str,  # noqa: ARG001 - its images must be there
+) -> None:
+    """A worker that gets SIGKILL starts nothing twice when it is back; a pod that does comes back, and completes."""
+    run = training(flows, seed=1, epochs=SHORT)
+    first = job_of(flows, run)["metadata"]["name"]
+    flows.kill_worker()
+    until(lambda: flows.worker_restarts() == 1, 120, "worker that is ready again")
+    assert job_of(flows, run)["metadata"]["name"] == first
+    flows.kill(run)
+    assert flows.stack.ended(run, 300)["type"] == "COMPLETED", flows.stack.log(run)
+    assert "start 2 of at most 4" in flows.stack.log(run)
+    assert "goes on after step" in flows.stack.log(run)
+    assert job_of(flows, run)["metadata"]["name"] != first
+    assert [name for name in flows.stack.history(run) if name == "AwaitingRetry"] == ["AwaitingRetry"]
+
+
+def test_an_evicted_pod_goes_on_elsewhere_until_it_is_cancelled(
+    flows: FlowCluster,
+    imported: str,  # noqa: ARG001 - its images must be there
+) -> None:
+    """It leaves a checkpoint, another Job goes on from it, and nothing is counted; Cancel ends Job and pod."""
+    run = training(flows, seed=2, epochs=LONG)
+    first = job_of(flows, run)["metadata"]["name"]
+    (pod,) = flows.pods(run)
+    flows.cluster.delete("Pod", pod["metadata"]["name"])
+    flows.stack.says(run, "goes on after step", 240)
+    assert "start 2" not in flows.stack.log(run)
+    assert job_of(flows, run)["metadata"]["name"] != first
+    flows.stack.cancel(run)
+    assert flows.stack.ended(run, 90)["type"] == "CANCELLED"
+    until(lambda: not flows.stack.processes(run), 60, "end of the pod's processes")
+    until(lambda: not job_of(flows, run)["status"].get("active"), 60, "end of the Job")
+
+
+def test_a_training_waits_for_its_gpu_and_loses_its_job_when_cancelled(flows: FlowCluster) -> None:
+    """The component's resources lead to the node with a GPU; a pod that finds none waits, until it is cancelled."""
+    runs = [flows.stack.start("rollback", job_variables=OF_TRAINING | {"gpus": gpus}) for gpus in (1, 2)]
+    fits, too_large = runs
+    until(lambda: all(flows.pods(run) and flows.pods(run)[0]["status"].get("conditions") for run in runs), 90, "pods")
+    assert [each["spec"].get("nodeName") for run in runs for each in flows.pods(run)] == ["gpu-1", None]
+    flows.stack.says(too_large, "Insufficient nvidia.com/gpu")
+    flows.stack.cancel(too_large)
+    assert flows.stack.ended(too_large, 60)["type"] == "CANCELLED"
+    until(lambda: not flows.jobs(too_large), 60, "end of the Job")
+    assert flows.stack.ended(fits)["type"] == "FAILED"  # there is nothing to roll back
+
+
+def test_the_worker_needs_each_of_its_rights_and_no_other(flows: FlowCluster, broken: str) -> None:
+    """All that it asked for is in its Role and nothing was refused; what a pod said that failed early is in the log."""
+    flows.stack.says(broken, COMPLAINT, 120)
+    flows.stack.says(broken, "start 2 of at most 4", 120)
+    granted = {
+        (verb, group, resource)
+        for rule in MANIFESTS["Role/prefect-worker"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    until(lambda: flows.asked("prefect-worker") >= granted, 60, "use of all rights")
+    assert flows.asked("prefect-worker") == granted
+    assert HTTPStatus.FORBIDDEN not in {status for *_, status in flows.cluster.requests}
+    flows.stack.cancel(broken)
