@@ -24,7 +24,7 @@ from pipeline.verification import verify
 from pipeline.zones import Zones, open_zones
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/operations.md",)
+PAGES = ("docs/operations.md", "docs/kubernetes.md")
 
 pytestmark = pytest.mark.timeout(300)
 
