@@ -370,7 +370,8 @@ class Deployment(Record):
         url: where the inference server answers.
         smoke_images: images that were sent to each replica over HTTP and answered as the evaluation predicted.
         replicas: of the inference server, all of which answer with the version.
-        target: how it went live; ``follow``: the replicas followed the alias, ``docker``: new containers took over.
+        target: how it went live; ``follow``: the replicas followed the alias, ``docker``: new containers took over,
+            ``kubernetes``: a Deployment was rolled out.
         canary: the steps by which it got there, if it was not at once.
     """
 
@@ -378,5 +379,5 @@ class Deployment(Record):
     url: str
     smoke_images: int
     replicas: int = 1
-    target: Literal["follow", "docker"] = "follow"
+    target: Literal["follow", "docker", "kubernetes"] = "follow"
     canary: tuple[CanaryStep, ...] = ()

@@ -3,7 +3,8 @@
 - **Live means that the alias points at it.** Under target ``follow`` every replica follows the alias by itself; this
   step moves it where promotion has not, waits until all of them say that they have followed, and asks each what any
   client would ask. Under target ``docker`` containers of the new version prove themselves beside the old ones first;
-  then the alias moves, and then they take over.
+  then the alias moves, and then they take over. Under target ``kubernetes`` a Deployment is pinned to the version, and
+  rolled out while each new replica proves itself; the alias moves last, once the Service has answered too.
 - **The proof is the evaluation's own predictions** (``proof``), from every replica.
 - **A version that fails is taken off the alias**, by compare and swap and only if it is still there. One that had
   proven itself before, and that this call did not put there, is left alone: the fault is then in the surroundings, and
@@ -14,7 +15,7 @@
 - **With a canary** the version first gets a share of the requests, and the alias moves once it has proven itself on
   that (``canary``). Ramps of a model take turns as well; what is live at once needs no turn, and ends a ramp.
 - Which server is asked, and how one is started on this machine, is in ``inference_server``; how its replicas are found,
-  in ``replicas``; how containers take over, in ``takeover``.
+  in ``replicas``; how containers take over, in ``takeover``; how a Deployment is rolled out, in ``rollout``.
 """
 
 from collections.abc import Callable
@@ -23,11 +24,22 @@ from pathlib import PurePosixPath
 
 import httpx
 
-from pipeline import aliases, canary, docker_target, inference_server, leases, proof, registry, takeover
+from pipeline import (
+    aliases,
+    canary,
+    docker_target,
+    inference_server,
+    kubernetes_target,
+    leases,
+    proof,
+    registry,
+    rollout,
+    takeover,
+)
 from pipeline.aliases import CHALLENGER, CHAMPION, AliasState
 from pipeline.artifacts import CanaryConfig, CanaryStep, Deployment, ModelVersion
 from pipeline.canary_step import OnStep
-from pipeline.errors import Conflict, DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
+from pipeline.errors import ClusterUnavailable, Conflict, DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
 from pipeline.inference_server import Server
 from pipeline.progress import OnProgress, silent
 from pipeline.proof import PREDICTIONS
@@ -111,6 +123,9 @@ def deploy(
 
     if settings.deploy_target == "docker":
         return _in_turn(zones.models, manifest, partial(_by_docker, settings, prove, record, timeout_s), on_progress)
+    if settings.deploy_target == "kubernetes":
+        by_kubernetes = partial(_by_kubernetes, settings, prove, record, timeout_s, resolve)
+        return _in_turn(zones.models, manifest, by_kubernetes, on_progress)
     if ramp is not None:
         return _in_turn(zones.models, manifest, follow, on_progress)
     return follow(zones.models, manifest, aliases.read_alias(zones.models, manifest.model, CHAMPION))
@@ -217,14 +232,56 @@ def _by_docker(  # noqa: PLR0917 - private, and called once
                 timeout_s=timeout_s,
             )
     except (DeployFailed, LocalServiceFailed) as error:
-        if moved is None:
-            sentence = f"alias {CHAMPION!r} still points at {before[0].version if before else 'nothing'}"
-        else:
-            sentence, _ = _withdrawn(models, manifest, error, moved=moved)
-        raise DeployFailed(f"{_failed(manifest, error)}; {sentence}, and what was live has stayed so.") from error
+        alias = _alias_after(models, manifest, before, error, moved)
+        raise DeployFailed(f"{_failed(manifest, error)}; {alias}, and what was live has stayed so.") from error
     deployment = record(str(settings.inference_url), len(done.names))
     _retire(settings, done)
     return deployment
+
+
+def _by_kubernetes(  # noqa: PLR0917 - private, and called once
+    settings: Settings,
+    prove: Prove,
+    record: Record,
+    timeout_s: float,
+    resolve: Resolve,
+    models: Store,
+    manifest: ModelManifest,
+    before: Alias,
+) -> Deployment:
+    """Roll the version out on a Deployment, then move the alias."""
+    stood = before is not None and before[0].version == manifest.version
+    moved: bool | None = False if stood else None
+
+    def move_alias() -> None:
+        nonlocal moved
+        moved = _point_alias(models, manifest, before)
+        _refuse_moved(models, manifest)
+
+    try:
+        with kubernetes_target.opened(settings, timeout_s) as target:
+            replicas = rollout.roll_out(
+                target,
+                ModelVersion(model=manifest.model, version=manifest.version),
+                Server(str(settings.inference_url), "of the Service", settings.inference_headers),
+                prove=prove,
+                move_alias=move_alias,
+                trusted=stood and models.head(_proof_key(manifest)) is not None,
+                timeout_s=timeout_s,
+                resolve=resolve,
+            )
+    except (DeployFailed, ClusterUnavailable) as error:
+        raise DeployFailed(
+            f"{_failed(manifest, error)}; {_alias_after(models, manifest, before, error, moved)}."
+        ) from error
+    return record(str(settings.inference_url), replicas)
+
+
+def _alias_after(models: Store, manifest: ModelManifest, before: Alias, error: Exception, moved: bool | None) -> str:
+    """Where the alias is after a failure: ``moved`` by this call, there before it (False), or never there (None)."""
+    if moved is None:
+        return f"alias {CHAMPION!r} still points at {before[0].version if before else 'nothing'}"
+    return _withdrawn(models, manifest, error, moved=moved)[0]
 
 
 def _retire(settings: Settings, done: TakenOver) -> None:
@@ -240,9 +297,11 @@ def _retire(settings: Settings, done: TakenOver) -> None:
 
 
 def _refuse_bad_url(settings: Settings) -> None:
-    url = settings.inference_url
-    if url is None and settings.deploy_target == "docker":
-        raise InvalidSettings(f"{PREFIX}INFERENCE_URL is not set: under target docker it is the gateway's URL.")
+    url, needed = settings.inference_url, {"docker": "gateway", "kubernetes": "Service"}.get(settings.deploy_target)
+    if url is None and needed:
+        raise InvalidSettings(
+            f"{PREFIX}INFERENCE_URL is not set: under target {settings.deploy_target} it is the {needed}'s URL."
+        )
     try:
         is_one = url is None or (httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host))
     except httpx.InvalidURL:
@@ -271,10 +330,10 @@ def _point_alias(models: Store, manifest: ModelManifest, before: Alias) -> bool:
 
 
 def _refuse_pinned(settings: Settings, ramp: CanaryConfig | None) -> None:
-    if ramp is not None and settings.deploy_target == "docker":
+    if ramp is not None and settings.deploy_target != "follow":
         raise InvalidSettings(
-            f"{PREFIX}DEPLOY_TARGET=docker: its containers have one version each, so none can answer a share of the "
-            "requests with another one; deploy without a canary, or under target follow."
+            f"{PREFIX}DEPLOY_TARGET={settings.deploy_target}: its containers have one version each, so none can answer "
+            "a share of the requests with another one; deploy without a canary, or under target follow."
         )
 
 

@@ -24,6 +24,7 @@
     ├── CanaryHeld                    too few requests to judge a challenger by: it keeps the share that it has
     ├── WorkersUnavailable            nobody takes the chunks of a preparation, or whoever took them died
     ├── LocalServiceFailed            a process on this machine did not start or stop
+    ├── ClusterUnavailable            the Kubernetes API did not answer
     └── PrefectUnavailable            the Prefect server did not answer, or refused the credentials
 """
 
@@ -116,6 +117,10 @@ class WorkersUnavailable(SafelightError):
 
 class LocalServiceFailed(SafelightError):
     """A process on this machine did not start or stop."""
+
+
+class ClusterUnavailable(SafelightError):
+    """The Kubernetes API did not answer, after all retries."""
 
 
 class PrefectUnavailable(SafelightError):

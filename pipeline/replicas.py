@@ -34,6 +34,7 @@ ASKED_AT_ONCE = 16
 STATUS_TIMEOUT = httpx.Timeout(5.0, connect=2.0)
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 ONLY_JUST = "has only just proven itself"
+DOES_NOT_ANSWER = "does not answer"
 
 Resolve = Callable[[str], Sequence[str]]
 """The addresses of a host; none while its name does not resolve."""
@@ -146,7 +147,7 @@ def wait_until_all(
             followed in time, or there was none.
     """
     deadline = time.monotonic() + timeout_s
-    rounds = _Rounds(version, prove)
+    rounds = Rounds(version, prove)
     while True:
         still_wanted()
         said = ask()
@@ -158,10 +159,11 @@ def wait_until_all(
         time.sleep(POLL_S)
 
 
-class _Rounds:
+class Rounds:
     """What the rounds so far have found out about each replica."""
 
     def __init__(self, version: str | None, prove: Prove) -> None:
+        """``version``: that must be live; ``prove`` asks a replica that has it."""
         self._version = version
         self._prove = prove
         self._proven: dict[Replica, str | None] = {}
@@ -205,7 +207,7 @@ def counted(said: Mapping[Replica, Answer | None]) -> dict[Replica, Answer | Non
 def fault(status: Status | None) -> str:
     """Why a replica has not followed, as far as it says so."""
     if status is None:
-        return "does not answer"
+        return DOES_NOT_ANSWER
     if status.reason:
         return f"did not load the version; it says: {status.reason}"
     at = ", ".join(sorted(version or "no version" for version in status.versions))

@@ -69,10 +69,15 @@ class Settings(BaseModel):
             stays what it is. By default all that a process has of it.
         device: where to train; ``auto`` takes CUDA, then MPS, then the CPU.
         inference_url: where ``deploy`` finds the inference server; by default it starts one on this machine. A host
-            name stands for all of its addresses, each a replica; under target ``docker`` it is the gateway.
+            name stands for all of its addresses, each a replica; under target ``docker`` it is the gateway, under
+            ``kubernetes`` the Service.
         inference_api_key: with which the inference server is asked, where it asks for one.
-        deploy_target: ``follow`` waits until the replicas have followed the alias; ``docker`` replaces containers.
+        deploy_target: ``follow`` waits until the replicas have followed the alias; ``docker`` replaces containers;
+            ``kubernetes`` rolls a Deployment out.
         docker_project: compose project whose serving containers target ``docker`` replaces.
+        kubernetes_namespace: of the Deployment that target ``kubernetes`` rolls out; by default the pod's own, else the
+            kubeconfig's.
+        kubernetes_deployment: its name.
         work_pool: what flow runs are: ``process`` of a worker, or ``kubernetes``, Jobs.
         flow_resources: folder with a file ``<flow>.json`` for each flow whose Jobs are unlike the others: values of the
             work pool's form.
@@ -113,8 +118,10 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     inference_url: str | None = None
     inference_api_key: SecretStr | None = None
-    deploy_target: Literal["follow", "docker"] = "follow"
+    deploy_target: Literal["follow", "docker", "kubernetes"] = "follow"
     docker_project: str | None = None
+    kubernetes_namespace: str | None = None
+    kubernetes_deployment: str = "serving"
     work_pool: Literal["process", "kubernetes"] = "process"
     flow_resources: Path | None = None
     inference_port: int = Field(8080, ge=1, le=65535)

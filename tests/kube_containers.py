@@ -194,7 +194,11 @@ class Running:
         with suppress(ProcessLookupError):  # nothing that it started outlived it
             os.killpg(process.pid, signal.SIGKILL)
         code = 128 - status if status < 0 else status
-        self._end(code, began, "Completed" if code == 0 else "Error", "")
+        said = ""
+        if code and self.wanted.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            lines = [line.partition(b" ")[2] for line in log.read_bytes().splitlines()[-80:]]
+            said = b"\n".join(lines)[-2048:].decode(errors="replace")
+        self._end(code, began, "Completed" if code == 0 else "Error", said)
 
     def _end(self, code: int, began: str, reason: str, message: str) -> None:
         self.ended.set()
