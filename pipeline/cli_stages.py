@@ -86,7 +86,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Check, split and pack raw images into a dataset version."""
-    from pipeline import fan_out
+    from pipeline import fan_out, task_runners
     from pipeline import prepare as step
 
     config = PrepareConfig.model_validate(
@@ -106,6 +106,7 @@ def prepare(
             dataset,
             config,
             map_chunks=fan_out.map_chunks(settings, zones),
+            chunks=task_runners.least_items(settings.task_runner),
             decode_threads=settings.decode_threads,
             cache=settings.cache,
             on_progress=on_progress,

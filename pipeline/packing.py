@@ -35,6 +35,9 @@ from pipeline.store import Store
 
 CHUNK_IMAGES = 10_000
 CHUNK_BYTES = 256 << 20
+LEAST_IMAGES = 4_000
+LEAST_BYTES = 32 << 20
+"""Chunks are not made smaller for the sake of their number: a worker should have a second of work, by and large."""
 BATCH_IMAGES = 64
 FACTS = pa.schema([SCHEMA.field(name) for name in ("digest", "reason", "width", "height", "channels")])
 BATCH_BYTES = 8 << 20
@@ -79,9 +82,15 @@ def is_work(key: str) -> bool:
     return key.split("/")[1:2] == ["work"]
 
 
-def plan(dataset: str, pixels: PixelSpec, wanted: Rows, known: Sequence[LargeIndex]) -> Iterator[Chunk]:
-    """Chunks that read ``wanted`` (key, etag, size), given all that is known of images that are packed."""
-    bounds = _chunk_bounds(np.concatenate([np.empty(0, np.int64), *(rows["size"].to_numpy() for rows in wanted)]))
+def plan(
+    dataset: str, pixels: PixelSpec, wanted: Rows, known: Sequence[LargeIndex], *, at_least: int = 1
+) -> Iterator[Chunk]:
+    """Chunks that read ``wanted`` (key, etag, size), given all that is known of images that are packed.
+
+    There are ``at_least`` so many, so that as many workers have something to do, unless they would be too small.
+    """
+    sizes = np.concatenate([np.empty(0, np.int64), *(rows["size"].to_numpy() for rows in wanted)])
+    bounds = _chunk_bounds(sizes, at_least)
     for start, end in bounds:
         yield _chunk(dataset, pixels, wanted.slice(start, end), known, resumable=len(bounds) > 1)
 
@@ -260,14 +269,16 @@ def _chunk(dataset: str, pixels: PixelSpec, rows: pa.Table, known: Sequence[Larg
     return Chunk(dataset, pixels, keys, etags, sizes, b"".join(sorted(may_hold)), resumable)
 
 
-def _chunk_bounds(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _chunk_bounds(sizes: NDArray[np.int64], at_least: int) -> list[tuple[int, int]]:
     """Where chunks begin and end: as many objects as fit into both bounds, one at least."""
     before = np.concatenate([[0], np.cumsum(sizes)])
+    most_images = min(CHUNK_IMAGES, max(LEAST_IMAGES, len(sizes) // at_least))
+    most_bytes = min(CHUNK_BYTES, max(LEAST_BYTES, int(before[-1]) // at_least))
     bounds = []
     start = 0
     while start < len(sizes):
-        end = int(np.searchsorted(before, before[start] + CHUNK_BYTES, side="right")) - 1
-        end = max(start + 1, min(end, start + CHUNK_IMAGES))
+        end = int(np.searchsorted(before, before[start] + most_bytes, side="right")) - 1
+        end = max(start + 1, min(end, start + most_images))
         bounds.append((start, end))
         start = end
     return bounds

@@ -55,6 +55,7 @@ PROBES = 32
 PROBE_BYTES = 16 << 20
 Pack: TypeAlias = Callable[[Chunk], PackedChunk]
 MapChunks: TypeAlias = Callable[[Pack, Iterable[Chunk]], Iterable[PackedChunk]]
+Mapped: TypeAlias = Callable[[Work, Rows], Iterable[PackedChunk]]
 
 
 class PrepareResult(Record):
@@ -97,6 +98,7 @@ def prepare(
     config: PrepareConfig,
     *,
     map_chunks: MapChunks = one_by_one,
+    chunks: int = 1,
     decode_threads: int | None = None,
     cache: Path | None = None,
     on_progress: OnProgress = silent,
@@ -108,6 +110,7 @@ def prepare(
         dataset: its name.
         config: what a person chose.
         map_chunks: how chunks are packed: takes a function and chunks, returns a result per chunk, in any order.
+        chunks: how many there should be at least, where they would not be too small.
         decode_threads: images decoded at once per chunk; by default one per core.
         cache: a folder of this machine in which the index is kept, so that it need not be read from the store again.
         on_progress: told after the listing and after each chunk.
@@ -118,7 +121,8 @@ def prepare(
         DatasetRejected: no dataset can be made of these images; the message says why, and where the list is.
         Conflict: what it had packed was removed each time that it was tried.
     """
-    once = partial(_prepare, map_chunks=map_chunks, decode_threads=decode_threads, cache=cache, on_progress=on_progress)
+    mapped = partial(_mapped, zones, map_chunks=map_chunks, at_least=chunks, decode_threads=decode_threads)
+    once = partial(_prepare, mapped=mapped, cache=cache, on_progress=on_progress)
     for _ in range(ATTEMPTS - 1):
         try:
             return once(zones, dataset, config)
@@ -133,8 +137,7 @@ def _prepare(
     dataset: str,
     config: PrepareConfig,
     *,
-    map_chunks: MapChunks,
-    decode_threads: int | None,
+    mapped: Mapped,
     cache: Path | None,
     on_progress: OnProgress,
 ) -> PrepareResult:
@@ -152,7 +155,7 @@ def _prepare(
     before = dataset_versions.read_prepared(zones.datasets, dataset, cache)
     work = _begin(zones, dataset, config, listing, before)
     freed_memory.give_back()
-    read = partial(_read, zones, map_chunks=map_chunks, decode_threads=decode_threads, on_progress=on_progress)
+    read = partial(_read, mapped=mapped, on_progress=on_progress)
     work, chosen = _settle(work, config, read)
 
     left_out = preparation.left_out(work, chosen, found.problems, config)
@@ -249,22 +252,21 @@ def _settle(work: Work, config: PrepareConfig, read: Callable[[Work, Rows], Work
             return work, chosen
 
 
-def _read(
-    zones: Zones,
-    work: Work,
-    todo: Rows,
-    *,
-    map_chunks: MapChunks,
-    decode_threads: int | None,
-    on_progress: OnProgress,
-) -> Work:
+def _mapped(
+    zones: Zones, work: Work, todo: Rows, *, map_chunks: MapChunks, at_least: int, decode_threads: int | None
+) -> Iterable[PackedChunk]:
+    """The objects in ``todo``, packed chunk by chunk."""
+    chunks = packing.plan(work.dataset, work.target, todo, (work.before, work.facts), at_least=at_least)
+    pack = partial(packing.pack_chunk, zones.images, zones.datasets, decode_threads=decode_threads)
+    return map_chunks(pack, chunks)
+
+
+def _read(work: Work, todo: Rows, *, mapped: Mapped, on_progress: OnProgress) -> Work:
     """``work`` after the objects in ``todo`` were read, and packed where their bytes are new."""
     if not len(todo):
         return work
     found = Found(todo.folder)
-    chunks = packing.plan(work.dataset, work.target, todo, (work.before, work.facts))
-    pack = partial(packing.pack_chunk, zones.images, zones.datasets, decode_threads=decode_threads)
-    for packed in map_chunks(pack, chunks):
+    for packed in mapped(work, todo):
         found.add(packed)
         freed_memory.give_back()
         on_progress(Progress("reading images", found.read, len(todo), note=f"{found.decoded:,} decoded"))

@@ -19,6 +19,7 @@ from pipeline import (
     prepare,
     raw,
     sources,
+    task_runners,
     train,
 )
 from pipeline.artifacts import (
@@ -73,6 +74,7 @@ def prepare_dataset(
             dataset,
             config,
             map_chunks=map_chunks,
+            chunks=task_runners.least_items(settings.task_runner),
             decode_threads=settings.decode_threads,
             cache=settings.cache,
             on_progress=on_progress,

@@ -26,6 +26,9 @@ LOOK_EVERY_S = 1.0
 MOST_LOSSES = 3
 """How often in a row, without a result between, a runner is lost before that is final."""
 
+FOR_MANY = 64
+"""Items for several workers: enough that they end at about the same time, however many there are."""
+
 Item = TypeVar("Item")
 R = TypeVar("R")
 Promise: TypeAlias = Any
@@ -62,6 +65,11 @@ class Runner(Generic[Item, R]):
 
 Opening: TypeAlias = Callable[[], AbstractContextManager[Runner[Item, R]]]
 """Begins a runner; at the end of the block nothing that it was given is under way on this machine."""
+
+
+def least_items(task_runner: str) -> int:
+    """Into how many items work should be cut, by the setting, if it is enough work."""
+    return 1 if task_runner == "threads" else FOR_MANY
 
 
 def always_wanted() -> None:

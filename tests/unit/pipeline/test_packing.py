@@ -15,7 +15,7 @@ from pipeline.artifacts import PixelSpec
 from pipeline.dataset_index import SCHEMA, Index, values
 from pipeline.images import MAX_BYTES, decode
 from pipeline.large_index import LargeIndex, on_disk
-from pipeline.packing import CHUNK_BYTES, CHUNK_IMAGES, Chunk
+from pipeline.packing import CHUNK_BYTES, CHUNK_IMAGES, LEAST_BYTES, LEAST_IMAGES, Chunk
 from pipeline.rows_on_disk import Rows, keep
 from pipeline.shards import Shard, read_shard
 from pipeline.zones import Zones
@@ -64,6 +64,22 @@ def test_chunks_are_bounded_in_images() -> None:
         CHUNK_IMAGES,
         1,
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"),
+    [
+        (16_000, 100, [LEAST_IMAGES] * 4),
+        (600_000, 100, [600_000 // 64] * 64),
+        (640, LEAST_BYTES // 10, [10] * 64),
+        (70, LEAST_BYTES // 10, [10] * 7),
+        (1, 100, [1]),
+    ],
+)
+def test_chunks_for_many_are_as_many_as_are_worth_it(count: int, size: int, lengths: list[int]) -> None:
+    """There are as many as asked for, unless they would be smaller than the least, or larger than the most."""
+    rows = [(f"{number:06d}", MD5, size) for number in range(count)]
+    assert [len(each.keys) for each in packing.plan("cats", SPEC, wanted(*rows), [], at_least=64)] == lengths
 
 
 @pytest.mark.parametrize(
