@@ -2,10 +2,11 @@
 
 - **The store's root is nobody's everyday user**: buckets and users are created with it at a start, by ``store_init``
   alone.
-- ``write`` creates and replaces, ``delete`` removes. Buckets keep versions, so that removing leaves a marker; no user
+- ``write`` creates and replaces, ``delete`` removes; ``log`` is the former for the log of predictions, ``batches`` both
+  for batch predictions. Buckets keep versions, so that removing leaves a marker; no user
   here may remove a version for good.
-- **The log of predictions and the results of batches share a zone, and not the right to write**: whoever computes
-  batches cannot touch the log.
+- **The log of predictions and the results of batches share a zone, and not the right to write**: whoever answers over
+  HTTP cannot touch what a batch came to, and whoever computes batches cannot touch the log.
 - SeaweedFS has the policies in its identities file, Silo gets them by its administration: the same text. SeaweedFS's
   own actions per bucket would not do: its ``Write`` also removes, versions and all, and changes a bucket's lifecycle.
 """
@@ -16,7 +17,7 @@ from typing import Final, Literal, get_args
 
 from pipeline.settings import Zone
 
-Right = Literal["list", "read", "write", "delete", "history", "batches"]
+Right = Literal["list", "read", "write", "delete", "history", "log", "batches"]
 StoreUser = Literal["worker", "serving", "people", "cli", "events"]
 STORE_USERS: tuple[StoreUser, ...] = get_args(StoreUser)
 
@@ -38,7 +39,7 @@ RIGHTS: Mapping[StoreUser, Mapping[Zone, frozenset[Right]]] = {
     "worker": _PIPELINE,
     # Whoever runs `safelight store gc` removes old predictions.
     "cli": _PIPELINE | {"predictions": _SEEN | {"batches", "delete"}},
-    "serving": {"models": _SEEN, "predictions": frozenset({"write"})},
+    "serving": {"models": _SEEN, "predictions": frozenset({"log"})},
     "people": {
         "images": _ALL | _PAST,
         "datasets": _PAST,
@@ -62,6 +63,7 @@ _ON_OBJECTS: Mapping[Right, tuple[str, ...]] = {
     "history": ("GetObjectVersion",),
 }
 _IN_BATCHES: Mapping[Right, tuple[str, ...]] = {"batches": _ON_OBJECTS["write"] + _ON_OBJECTS["delete"]}
+_IN_LOG: Mapping[Right, tuple[str, ...]] = {"log": ("PutObject",)}
 
 
 def bucket(zone: Zone) -> str:
@@ -77,6 +79,7 @@ def policy(user: StoreUser) -> dict[str, object]:
             _statement(_actions(_ON_BUCKET, rights), bucket(zone)),
             _statement(_actions(_ON_OBJECTS, rights), f"{bucket(zone)}/*"),
             _statement(_actions(_IN_BATCHES, rights), f"{bucket(zone)}/{BATCHES}/*"),
+            _statement(_actions(_IN_LOG, rights), f"{bucket(zone)}/*/date=*"),
         ]
     return {"Version": "2012-10-17", "Statement": [statement for statement in statements if statement["Action"]]}
 

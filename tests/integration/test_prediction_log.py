@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 import tiny_models
+from batch_predictions import predicted, put
 from live_server import wait_until
 from pydantic import SecretStr
 from serving_process import MODEL, Serving, Start, point_at, register, restarted_store, store_pid
@@ -27,6 +28,7 @@ from pipeline.zones import Zones, open_zones, reachable
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 FILE = re.compile(rf"{MODEL}/date=\d{{4}}-\d\d-\d\d/[A-Za-z0-9.-]+-\d+-[0-9a-f-]{{36}}\.parquet")
+PART = "part-00000.parquet"
 PNGS = [images.encode_png(tiny_models.picture(seed)) for seed in range(20)]
 
 
@@ -211,7 +213,7 @@ def test_a_server_that_is_told_to_keeps_no_log(zones: Zones, zone_settings: Sett
 def test_the_rights_of_the_stack_are_enough_and_no_more(
     tmp_path: Path, request: pytest.FixtureRequest, start: Start
 ) -> None:
-    """As ``serving`` a server follows its model and logs; as ``cli`` old predictions are removed, as ``worker`` not."""
+    """A server follows its model and logs, the command line removes old predictions, the worker makes batches."""
     keys = {user: (f"{user}-key", f"{user}-secret-{'x' * 20}") for user in STORE_USERS}
     folder = private_folder(tmp_path / "home" / "store" / "conf")
     write_private(folder / "s3.json", identities(("root-key", f"root-secret-{'x' * 20}"), keys))
@@ -229,8 +231,17 @@ def test_the_rights_of_the_stack_are_enough_and_no_more(
     for user in ("serving", "worker", "people", "events"):
         with pytest.raises(AccessDenied):
             open_store("s3://safelight-predictions", as_user(root, keys[user])).delete([file.key])
+    worker = as_user(root, keys["worker"])
+    put(zones, range(3))
+    result = predicted(open_zones(worker))
+    (part,) = result.manifest.parts
+    for user in ("serving", "people", "events"):
+        with pytest.raises(AccessDenied):
+            open_store("s3://safelight-predictions", as_user(root, keys[user])).put(part.key, b"other answers")
+    with pytest.raises(AccessDenied):
+        open_store("s3://safelight-predictions", worker).put(file.key, b"other rows")
     open_store("s3://safelight-predictions", as_user(root, keys["cli"])).delete([file.key])
-    assert not list(zones.predictions.listing())
+    assert {each.key for each in zones.predictions.listing()} == {part.key, part.key.replace(PART, "manifest.json")}
 
 
 def as_user(settings: Settings, key: tuple[str, str]) -> Settings:

@@ -25,7 +25,8 @@ def _may(user: StoreUser, action: str) -> set[str]:
     return {
         zone
         for zone in ZONES
-        if _allows(document, f"s3:{action}", f"{bucket(zone)}/a/key") or _allows(document, f"s3:{action}", bucket(zone))
+        if _allows(document, f"s3:{action}", f"{bucket(zone)}/a/date=2026-11-22/key")
+        or _allows(document, f"s3:{action}", bucket(zone))
     }
 
 
@@ -55,7 +56,7 @@ def test_batch_predictions_are_for_the_pipeline_to_write() -> None:
     def may(action: str) -> set[str]:
         return {user for user in STORE_USERS if _allows(policy(user), f"s3:{action}", key)}
 
-    assert may("PutObject") - {"serving"} == may("DeleteObject") == {"worker", "cli"}
+    assert may("PutObject") == may("DeleteObject") == {"worker", "cli"}
     assert may("GetObject") == {"worker", "cli", "people"}
 
 
