@@ -6,7 +6,7 @@ where the batch looks for it. Parts are written once, so that one that is done t
 
 import os
 
-from pipeline import answering, freed_memory
+from pipeline import answering, batches, freed_memory
 from pipeline.batches import BatchPart, Part
 from pipeline.errors import InvalidSettings
 from pipeline.far_packing import opened, share_of_cores
@@ -42,14 +42,26 @@ def source_at(settings: Settings, zones: Zones, url: str) -> Store:
 
 
 def refuse_other_store(zones: Zones, part: Part, made: BatchPart) -> BatchPart:
-    """``made``, if whoever made it wrote it to this predictions zone.
+    """``made``, if whoever made it read and wrote in these zones.
 
     Raises:
         InvalidSettings: it did so elsewhere.
     """
-    if (stored := zones.predictions.head(part.key)) is None or stored.size != made.size:
+    stored = zones.predictions.head(part.key)
+    if stored is not None and _found_nothing(zones, part, made):
+        zones.predictions.delete([part.key])  # or it would be found, and believed, the next time
+        stored = None
+    if stored is None or stored.size != made.size:
         raise InvalidSettings(
-            f"A worker of SAFELIGHT_TASK_RUNNER writes to another object store than {zones.predictions.url} here: "
-            "give both the same SAFELIGHT_S3_ENDPOINT and SAFELIGHT_…_URL."
+            f"A worker of SAFELIGHT_TASK_RUNNER reads or writes another object store than {zones.predictions.url} "
+            "here: give both the same SAFELIGHT_S3_ENDPOINT and SAFELIGHT_…_URL."
         )
     return made
+
+
+def _found_nothing(zones: Zones, part: Part, made: BatchPart) -> bool:
+    """Whether it saw no image of the part, though the first one is there."""
+    if made.left_out != {answering.GONE: made.rows} or part.source != zones.images.url:
+        return False
+    first = batches.read_listing(zones.predictions, part.listing)["key"][0].as_py()
+    return zones.images.head(first) is not None

@@ -14,6 +14,7 @@ import duckdb
 import pytest
 import tiny_models
 from batch_predictions import FOLDER, MODEL, champion, keys, predicted, put, rows
+from dask_workers import dask_cluster
 from environs import environ
 from integration.test_same_answer import SIDES, picture
 from live_server import wait_until
@@ -23,6 +24,7 @@ from pipeline import batches, fan_out, garbage, images
 from pipeline.batches import Place
 from pipeline.errors import StoreError
 from pipeline.predict import BatchResult
+from pipeline.progress import Progress
 from pipeline.settings import Settings
 from pipeline.store import open_store
 from pipeline.unreferenced import Limits
@@ -228,4 +230,24 @@ def test_processes_answer_as_one_process_does(
         monkeypatch.setenv(name, value)
     result = predicted(zones, name="processes", map_parts=fan_out.map_parts(settings, zones))
     assert len(result.manifest.parts) == 3
+    assert rows(zones.predictions, result) == expected
+
+
+def test_a_dask_worker_killed_in_the_middle_changes_nothing(
+    zones: Zones, zone_settings: Settings, tmp_path: Path
+) -> None:
+    """With parts answered by a real cluster, one of two workers killed meanwhile: the same rows."""
+    champion(zones)
+    put(zones, range(6 * PART))
+    expected = rows(zones.predictions, predicted(zones, name="threads"))
+    with dask_cluster(tmp_path) as cluster:
+        first, _ = (cluster.start_worker(environ(zone_settings)) for _ in range(2))
+        settings = zone_settings.model_copy(update={"task_runner": cluster.address})
+
+        def kill_one(progress: Progress) -> None:
+            if progress.stage == "answering" and progress.done and first.poll() is None:
+                cluster.kill(first)
+
+        result = predicted(zones, name="dask", map_parts=fan_out.map_parts(settings, zones), on_progress=kill_one)
+        assert first.poll() is not None
     assert rows(zones.predictions, result) == expected
