@@ -8,6 +8,8 @@ it. What is added is what ``flow_worker`` adds to processes, by the same rules (
   keeps the two apart.
 - **The cluster's word counts before silence does**: a run whose pod waits (for a GPU, for its image) or works is alive,
   however quiet. What is quiet has no Job, or a Job whose pod ended or whose node is gone.
+- **A run that is cancelled while its pod waits loses its Job.** A pod that works hears of it by itself, and leaves a
+  checkpoint; Prefect's worker sees to the others only while it makes their Job.
 - **A run that has ended leaves no Job at work** for longer than a pod takes to stop.
 - A worker that ends leaves its Jobs alone; the next one goes on where it was.
 
@@ -32,7 +34,8 @@ from kubernetes_asyncio.client import ApiClient, BatchV1Api, CoreV1Api
 from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Cancelled
 from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration, KubernetesWorkerResult
 
@@ -111,6 +114,7 @@ class JobWorker:
         with suppress(ApiException, aiohttp.ClientError, TimeoutError):
             jobs = await self._jobs()
             alive = {job.run for job in jobs if job.alive}
+            await self._delete(await _cancelled(client, jobs))
             await run_rescue.rescue(client, silence, {*alive, *self._turns}, after=AT_ONCE)
             await self._delete(await _left_over(client, [job for job in jobs if not job.ended]))
 
@@ -154,6 +158,15 @@ async def _place(name: str | None) -> Place:
         ) from error
     images = [own.image for pod in pods.items for own in pod.spec.containers if own.name == CONTAINER]
     return Place(namespace, images[0] if images else None)
+
+
+async def _cancelled(client: PrefectClient, jobs: list[RunJob]) -> list[str]:
+    """End runs that were cancelled, and have no pod that could hear of it; their Jobs."""
+    hearing = {job.run for job in jobs if job.alive and job.begun}
+    runs = {run.id for run in await run_rescue.runs_in(client, StateType.CANCELLING)} - hearing
+    for run in runs:
+        await client.set_flow_run_state(run, Cancelled(message="It was cancelled while it had no pod at work."))
+    return [job.name for job in jobs if job.run in runs]
 
 
 async def _left_over(client: PrefectClient, at_work: list[RunJob]) -> list[str]:

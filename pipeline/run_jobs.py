@@ -48,12 +48,14 @@ class RunJob:
         run: of Prefect.
         ended: it completed or failed.
         alive: it has a pod that waits or works, or will have one.
+        begun: a pod of it works, or has worked.
     """
 
     name: str
     run: UUID
     ended: bool
     alive: bool
+    begun: bool
 
 
 def base_job_template() -> dict[str, Any]:
@@ -98,16 +100,20 @@ def run_jobs(jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]
         metadata, own = job["metadata"], of_job.get(job["metadata"]["uid"], [])
         ended = any(_is_true(job, kind) for kind in ("Complete", "Failed"))
         alive = not ended and (not own or any(map(_lives, own)))
-        found.append(RunJob(metadata["name"], UUID(metadata["labels"][RUN_LABEL]), ended, alive))
+        begun = ended or any(_phase(pod) != "Pending" for pod in own)
+        found.append(RunJob(metadata["name"], UUID(metadata["labels"][RUN_LABEL]), ended, alive, begun))
     return found
 
 
 def _lives(pod: Mapping[str, Any]) -> bool:
     """Whether a pod waits or works; that of a node which is gone is said to run for ever, but not to be ready."""
-    status = pod.get("status") or {}
-    phase = status.get("phase")
-    unready = any(each["type"] == "Ready" and each["status"] != "True" for each in status.get("conditions") or [])
-    return phase == "Pending" or (phase == "Running" and not unready)
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    unready = any(each["type"] == "Ready" and each["status"] != "True" for each in conditions)
+    return _phase(pod) == "Pending" or (_phase(pod) == "Running" and not unready)
+
+
+def _phase(pod: Mapping[str, Any]) -> str:
+    return str((pod.get("status") or {}).get("phase") or "Pending")
 
 
 def _is_true(job: Mapping[str, Any], kind: str) -> bool:

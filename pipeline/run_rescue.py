@@ -102,7 +102,7 @@ async def rescue(client: PrefectClient, silence: Silence, tended: Container[UUID
         tended: runs of which something else shows that they live, or that they are seen to.
         after: how old a crash is that nobody else sees to.
     """
-    runs = [run for run in await _runs(client) if run.id not in tended and run.state]
+    runs = [run for run in await runs_in(client, *UNDER_WAY, StateType.CRASHED) if run.id not in tended and run.state]
     crashed = [run for run in runs if run.state and run.state.type == StateType.CRASHED and _is_lost(run.state, after)]
     alive = {run.id: run for run in runs if run.state and run.state.type in UNDER_WAY}
     beats = await _newest_beats(client, list(alive))
@@ -122,6 +122,14 @@ async def bring_back(client: PrefectClient, run: FlowRun, message: str, after: t
         await client.set_flow_run_state(run.id, run_watch.end([*states, waiting]) or waiting, force=True)
 
 
+async def runs_in(client: PrefectClient, *types: StateType) -> list[FlowRun]:
+    """The pool's runs whose state is of one of these types."""
+    return await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+    )
+
+
 async def _watch(look: Look) -> None:
     """Look, for ever."""
     silence = Silence()
@@ -131,15 +139,6 @@ async def _watch(look: Look) -> None:
         with suppress(httpx.TransportError, PrefectHTTPStatusError):
             async with get_client() as client:
                 await look(client, silence)
-
-
-async def _runs(client: PrefectClient) -> list[FlowRun]:
-    """The pool's runs that are under way, or crashed."""
-    types = FlowRunFilterStateType(any_=[*UNDER_WAY, StateType.CRASHED])
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=types)),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
-    )
 
 
 async def _newest_beats(client: PrefectClient, runs: list[UUID]) -> dict[UUID, str]:

@@ -127,9 +127,7 @@ def flow_cluster(home: Path, settings: Settings, manifests: Mapping[str, Manifes
             deployment = manifests["Deployment/prefect-worker"]
             cluster.apply([_with_store(each, settings) for each in manifests.values() if each is not deployment])
             until(lambda: _is_registered(cluster), 120, "completed Job prefect-init")
-            template = deployment["spec"]["template"]
-            metadata = {**template["metadata"], "name": "prefect-worker-0"}
-            cluster.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}])
+            cluster.apply([deployment])
             until(lambda: _is_ready(cluster), 120, "worker that is ready")
             yield flows
 

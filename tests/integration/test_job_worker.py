@@ -15,7 +15,6 @@ pytestmark = pytest.mark.timeout(900)
 
 LONG = 2000
 """Epochs of a training that is still running whenever something happens to it."""
-SHORT = 60
 NEVER = {"minimum_accuracy": 1.0}
 """A gate that lets nothing pass: these tests want no server."""
 MANIFESTS = ours(rendered("base"))
@@ -45,17 +44,15 @@ def imported(flows: FlowCluster, broken: str) -> str:  # noqa: ARG001 - it is to
     return run
 
 
-def training(flows: FlowCluster, seed: int, epochs: int) -> str:
-    """A run, told from others by its seed, that trains by now."""
-    run = flows.stack.start("pipeline", training={"epochs": epochs, "seed": seed}, gate=NEVER)
-    flows.stack.says(run, "training:", 180)
-    return run
-
-
 def job_of(flows: FlowCluster, run: str) -> dict[str, Any]:
     """The one Job of a run."""
     (job,) = flows.jobs(run)
     return job
+
+
+def name_of_job(flows: FlowCluster, run: str) -> str:
+    """Its name, which says one attempt from another."""
+    return str(job_of(flows, run)["metadata"]["name"])
 
 
 def test_a_run_is_a_job(flows: FlowCluster, imported: str) -> None:
@@ -69,53 +66,48 @@ def test_a_run_is_a_job(flows: FlowCluster, imported: str) -> None:
     until(lambda: job_of(flows, imported)["status"].get("succeeded") == 1, 60, "Job that is complete")
 
 
-def test_killed_worker_and_killed_pod_are_survived(
+def test_a_run_outlives_worker_and_pods_and_ends_when_it_is_cancelled(
     flows: FlowCluster,
     imported: str,  # noqa: ARG001 - its images must be there
 ) -> None:
-    """A worker that gets SIGKILL starts nothing twice when it is back; a pod that does comes back, and completes."""
-    run = training(flows, seed=1, epochs=SHORT)
-    first = job_of(flows, run)["metadata"]["name"]
+    """A killed worker finds its Job again; a pod that is killed, or evicted, is followed by one that goes on."""
+    run = flows.stack.start("pipeline", training={"epochs": LONG, "seed": 1}, gate=NEVER)
+    flows.stack.says(run, "training:", 180)
+    first = name_of_job(flows, run)
     flows.kill_worker()
     until(lambda: flows.worker_restarts() == 1, 120, "worker that is ready again")
-    assert job_of(flows, run)["metadata"]["name"] == first
+    assert name_of_job(flows, run) == first
+
     flows.kill(run)
-    assert flows.stack.ended(run, 300)["type"] == "COMPLETED", flows.stack.log(run)
-    assert "start 2 of at most 4" in flows.stack.log(run)
-    assert "goes on after step" in flows.stack.log(run)
-    assert job_of(flows, run)["metadata"]["name"] != first
-    assert [name for name in flows.stack.history(run) if name == "AwaitingRetry"] == ["AwaitingRetry"]
+    flows.stack.says(run, "start 2 of at most 4", 180)
+    until(lambda: flows.stack.log(run).count("goes on after step") == 1, 180, "training that goes on")
+    second = name_of_job(flows, run)
+    assert second != first
 
-
-def test_an_evicted_pod_goes_on_elsewhere_until_it_is_cancelled(
-    flows: FlowCluster,
-    imported: str,  # noqa: ARG001 - its images must be there
-) -> None:
-    """It leaves a checkpoint, another Job goes on from it, and nothing is counted; Cancel ends Job and pod."""
-    run = training(flows, seed=2, epochs=LONG)
-    first = job_of(flows, run)["metadata"]["name"]
     (pod,) = flows.pods(run)
     flows.cluster.delete("Pod", pod["metadata"]["name"])
-    flows.stack.says(run, "goes on after step", 240)
-    assert "start 2" not in flows.stack.log(run)
-    assert job_of(flows, run)["metadata"]["name"] != first
+    until(lambda: flows.stack.log(run).count("goes on after step") == 2, 240, "training that goes on elsewhere")
+    assert name_of_job(flows, run) not in {first, second}
+    # an eviction is nobody's fault: the one death is said again, and no second one
+    assert "start 3" not in flows.stack.log(run)
+
     flows.stack.cancel(run)
     assert flows.stack.ended(run, 90)["type"] == "CANCELLED"
     until(lambda: not flows.stack.processes(run), 60, "end of the pod's processes")
     until(lambda: not job_of(flows, run)["status"].get("active"), 60, "end of the Job")
 
 
-def test_a_training_waits_for_its_gpu_and_loses_its_job_when_cancelled(flows: FlowCluster) -> None:
-    """The component's resources lead to the node with a GPU; a pod that finds none waits, until it is cancelled."""
-    runs = [flows.stack.start("rollback", job_variables=OF_TRAINING | {"gpus": gpus}) for gpus in (1, 2)]
-    fits, too_large = runs
-    until(lambda: all(flows.pods(run) and flows.pods(run)[0]["status"].get("conditions") for run in runs), 90, "pods")
-    assert [each["spec"].get("nodeName") for run in runs for each in flows.pods(run)] == ["gpu-1", None]
+def test_a_training_goes_where_a_gpu_is_or_waits_until_it_is_cancelled(flows: FlowCluster) -> None:
+    """The component's resources lead to the node with a GPU; Cancel takes the Job of a pod that finds none."""
+    asked = [OF_TRAINING | {"image": BROKEN, "gpus": gpus} for gpus in (1, 2)]
+    fits, too_large = (flows.stack.start("rollback", job_variables=each) for each in asked)
+    until(lambda: flows.pods(fits) and flows.pods(fits)[0]["spec"].get("nodeName"), 90, "pod on a node")
+    assert flows.pods(fits)[0]["spec"]["nodeName"] == "gpu-1"
     flows.stack.says(too_large, "Insufficient nvidia.com/gpu")
-    flows.stack.cancel(too_large)
-    assert flows.stack.ended(too_large, 60)["type"] == "CANCELLED"
+    for run in (fits, too_large):
+        flows.stack.cancel(run)
+        assert flows.stack.ended(run, 90)["type"] == "CANCELLED"
     until(lambda: not flows.jobs(too_large), 60, "end of the Job")
-    assert flows.stack.ended(fits)["type"] == "FAILED"  # there is nothing to roll back
 
 
 def test_the_worker_needs_each_of_its_rights_and_no_other(flows: FlowCluster, broken: str) -> None:

@@ -155,21 +155,22 @@ UNREADY = [{"type": "Ready", "status": "False"}]
 
 
 @pytest.mark.parametrize(
-    ("ended", "pods", "alive"),
+    ("ended", "pods", "alive", "begun"),
     [
-        (None, [], True),
-        (None, [{"phase": "Pending"}], True),
-        (None, [{"phase": "Running"}], True),
-        (None, [{"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}], True),
-        (None, [{"phase": "Running", "conditions": UNREADY}], False),
-        (None, [{"phase": "Pending", "conditions": UNREADY}], True),
-        (None, [{"phase": "Failed"}], False),
-        (None, [{"phase": "Failed"}, {"phase": "Running"}], True),
-        ("Failed", [{"phase": "Running"}], False),
-        ("Complete", [], False),
+        (None, [], True, False),
+        (None, [{}], True, False),
+        (None, [{"phase": "Pending"}], True, False),
+        (None, [{"phase": "Running"}], True, True),
+        (None, [{"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}], True, True),
+        (None, [{"phase": "Running", "conditions": UNREADY}], False, True),
+        (None, [{"phase": "Pending", "conditions": UNREADY}], True, False),
+        (None, [{"phase": "Failed"}], False, True),
+        (None, [{"phase": "Failed"}, {"phase": "Running"}], True, True),
+        ("Failed", [{"phase": "Running"}], False, True),
+        ("Complete", [], False, True),
     ],
 )
-def test_a_job_lives_as_the_cluster_says(ended: str | None, pods: list[dict[str, Any]], alive: bool) -> None:
+def test_a_job_lives_as_the_cluster_says(ended: str | None, pods: list[Manifest], alive: bool, begun: bool) -> None:
     """It does while a pod of it waits or works on a node that is there, or one has still to be made."""
     run = uuid4()
     metadata = {"name": "train-1", "uid": "u", "labels": {run_jobs.RUN_LABEL: str(run)}}
@@ -177,4 +178,4 @@ def test_a_job_lives_as_the_cluster_says(ended: str | None, pods: list[dict[str,
     owned = [{"metadata": {"ownerReferences": [{"uid": "u"}]}, "status": each} for each in pods]
     other = {"metadata": {"ownerReferences": [{"uid": "v"}]}, "status": {"phase": "Running"}}
     found = run_jobs.run_jobs([{"metadata": metadata, "status": {"conditions": conditions}}], [*owned, other])
-    assert found == [RunJob("train-1", run, ended is not None, alive)]
+    assert found == [RunJob("train-1", run, ended is not None, alive, begun)]
