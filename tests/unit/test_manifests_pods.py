@@ -10,8 +10,8 @@ from serving.entry import FINISH_S
 from serving.supervisor import GRACE_S
 
 USER = 10001
-WITH_TOKEN = {"prefect-worker"}
-"""It starts Jobs; its Role says what it may. Flow runs have an account of their own."""
+MAY_ASK_THE_API = {"prefect-worker", "flow-run"}
+"""It starts Jobs; flow runs, where deployments are rollouts of the cluster."""
 
 
 def _pods(kind: str = "") -> Iterator[tuple[str, Document, Document]]:
@@ -45,18 +45,39 @@ def test_a_pod_has_no_rights_it_does_not_need(subtests: pytest.Subtests) -> None
                 }
 
 
-def test_a_token_is_where_somebody_needs_it(subtests: pytest.Subtests) -> None:
-    """Each has an identity of its own, and a token of it only where there is a Role for that."""
+def test_a_pod_has_an_identity_of_its_own(subtests: pytest.Subtests) -> None:
+    """No two workloads share an account, and each says by itself whether it wants a token."""
     for name, document, spec in _pods():
         with subtests.test(name):
-            component = document["metadata"]["name"]
-            assert spec["serviceAccountName"] == component
-            assert spec["automountServiceAccountToken"] is (component in WITH_TOKEN)
+            assert spec["serviceAccountName"] == document["metadata"]["name"]
+            assert isinstance(spec["automountServiceAccountToken"], bool)
+
+
+def test_a_token_is_where_a_role_is(subtests: pytest.Subtests) -> None:
+    """Who has a token is bound to a Role of this namespace, and who is bound has one; the worker is, and few others."""
+    for name, documents in manifests.everything().items():
+        with subtests.test(name):
+            accounts = manifests.of_kind(documents, "ServiceAccount").values()
+            holders = {each["metadata"]["name"] for each in accounts if each["automountServiceAccountToken"]}
+            for document in manifests.workloads(documents):
+                spec = document["spec"]["template"]["spec"]
+                holders |= {spec["serviceAccountName"]} if spec["automountServiceAccountToken"] else set()
+            bindings = manifests.of_kind(documents, "RoleBinding").values()
+            assert holders == {subject["name"] for each in bindings for subject in each["subjects"]}
+            assert "prefect-worker" in holders
+            assert holders <= MAY_ASK_THE_API
+            assert {each["roleRef"]["kind"] for each in bindings} == {"Role"}
+            assert not manifests.of_kind(documents, "ClusterRoleBinding")
+
+
+def test_a_role_is_no_more_than_is_named() -> None:
+    """No Role says "all", lets anybody read a Secret, or gives rights on."""
     for name, document in manifests.each().items():
-        if document["kind"] == "ServiceAccount":
-            with subtests.test(name):
-                deploys = document["metadata"]["name"] == "flow-run" and "kubernetes-target" in name
-                assert document["automountServiceAccountToken"] is deploys
+        if document["kind"] in {"Role", "ClusterRole"}:
+            for rule in document["rules"]:
+                assert not {"*"} & {*rule["verbs"], *rule["resources"], *rule["apiGroups"]}, name
+                assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"]), name
+                assert not {"bind", "escalate", "impersonate"} & set(rule["verbs"]), name
 
 
 def test_a_pod_is_bounded(subtests: pytest.Subtests) -> None:
@@ -115,7 +136,9 @@ def test_serving_is_replaced_without_a_gap(subtests: pytest.Subtests) -> None:
                 rolling = {"maxUnavailable": 0, "maxSurge": 1}
                 assert document["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
                 (container,) = spec["containers"]
-                drain = next(float(each["value"]) for each in container["env"] if each["name"].endswith("_DRAIN_S"))
+                environ = {each["name"]: each.get("value") for each in container["env"]}
+                assert environ["SAFELIGHT_SERVING_PROCESSES"] == container["resources"]["limits"]["cpu"]
+                drain = float(environ["SAFELIGHT_SERVING_DRAIN_S"])
                 before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
                 assert spec["terminationGracePeriodSeconds"] > before + drain + FINISH_S + GRACE_S
                 # It is noticed to drain before it has drained.
