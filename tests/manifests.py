@@ -5,12 +5,14 @@ The overlay ``local`` needs files that git never sees, so all is rendered from a
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def build(folder: Path) -> list[Document]:
 
 def build_with(copy: Path, resource: str, components: tuple[str, ...]) -> list[Document]:
     """A base or an overlay of a copy, with components."""
-    folder = copy / "overlays" / "tried"
+    folder = copy / "overlays" / "-".join(["tried", *components])
     folder.mkdir(exist_ok=True)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -90,7 +92,10 @@ def combined() -> dict[str, list[Document]]:
     """The base with every combination of components."""
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder) / "k8s")
-        return {" + ".join(["base", *each]): build_with(copy, "base", each) for each in combinations()}
+        chosen = list(combinations())
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            rendered = pool.map(lambda each: build_with(copy, "base", each), chosen)
+            return {" + ".join(["base", *each]): found for each, found in zip(chosen, rendered, strict=True)}
 
 
 def everything() -> dict[str, list[Document]]:
