@@ -67,6 +67,22 @@ def test_three_replicas_take_over_from_one_and_one_from_three(target: Target, de
     assert {each.version for each in seen.answers} == {deployed.version}
 
 
+def test_two_replicas_give_way_to_two_of_another_version(target: Target, deployed: ModelVersion) -> None:
+    """A rollout as people have it who run more than one: every request is answered, by the old version or the new."""
+    target.stack.compose("up", "--detach", "--no-build", "--scale", "serving=2", *SERVICES)
+    assert target.deploy(deployed).replicas == 2
+    following = target.version()
+    with traffic(target.stack.gateway, target.images()) as seen:
+        time.sleep(1)
+        assert target.deploy(following).replicas == 2
+        done = time.monotonic()
+        time.sleep(2)
+    _all_is_well(seen, done, deployed, following)
+    assert target.versions() == [following.version] * 2
+    target.stack.compose("up", "--detach", "--no-build", "--scale", "serving=1", *SERVICES)
+    assert target.deploy(following).replicas == 1
+
+
 def test_deploying_what_is_live_changes_nothing(target: Target, deployed: ModelVersion) -> None:
     """It is proven again, in the containers that are there."""
     before = target.ids()
