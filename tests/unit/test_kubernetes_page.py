@@ -1,5 +1,6 @@
 """docs/kubernetes.md: every command is one, and what it names exists."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import manifests
 import pytest
-from manifests import KUBECTL, ROOT, of_kind
+from manifests import KUBECTL, ROOT, of_kind, one
 
 from pipeline.cluster_secrets import NOT_HERE
 from pipeline.flows import FLOWS
@@ -128,13 +129,23 @@ def test_headings_that_are_linked_to_exist() -> None:
         assert anchor in anchors, (page, anchor)
 
 
-def test_the_table_of_sizes_says_what_the_manifests_ask_for() -> None:
-    """Requests and limits of the columns that are overlays as they stand."""
-    row = next(line for line in PAGE.splitlines() if line.startswith("| `serving`: replicas"))
-    for column, overlay in ((2, "local"), (3, "production")):
-        (container,) = of_kind(manifests.overlays()[overlay], "Deployment")["serving"]["spec"]["template"]["spec"][
-            "containers"
-        ]
-        asked, most = (container["resources"][each] for each in ("requests", "limits"))
-        said = f"({asked['cpu']}, {asked['memory']} → {most['cpu']}, {most['memory']})"
-        assert said in row.split("|")[column]
+@pytest.mark.parametrize(("column", "overlay"), [(2, "local"), (3, "production")])
+def test_the_table_of_sizes_says_what_the_manifests_ask_for(column: int, overlay: str) -> None:
+    """Requests and limits, of servers and of the Jobs of flows, in the columns that are overlays as they stand."""
+    documents = manifests.overlays()[overlay]
+
+    def said(row: str) -> str:
+        (line,) = (line for line in PAGE.splitlines() if line.startswith(f"| {row}"))
+        return line.split("|")[column]
+
+    (container,) = one(documents, "Deployment", "serving")["spec"]["template"]["spec"]["containers"]
+    asked, most = (container["resources"][each] for each in ("requests", "limits"))
+    assert f"({asked['cpu']}, {asked['memory']} → {most['cpu']}, {most['memory']})" in said("`serving`: replicas")
+    flows = one(documents, "ConfigMap", "flow-resources")["data"]
+    for row, flow in (("preparation", "prepare.json"), ("training", "train.json")):
+        wanted = json.loads(flows[flow])
+        assert f"({wanted['cpu']}, {wanted['memory']})" in said(row)
+    (server,) = one(documents, "Deployment", "prefect-server")["spec"]["template"]["spec"]["containers"]
+    assert f"{server['resources']['requests']['cpu']}, {server['resources']['requests']['memory']}" in said(
+        "`prefect-server`"
+    )
