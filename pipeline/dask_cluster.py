@@ -21,6 +21,7 @@ from uuid import uuid4
 from dask.system import CPU_COUNT
 from distributed import Client, KilledWorker, get_worker
 from distributed.comm.core import CommClosedError
+from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
 from pipeline.errors import InvalidSettings, WorkersUnavailable
@@ -75,6 +76,7 @@ def opened(
 @contextmanager
 def reached(address: str, client: type[AnyClient], patience_s: float) -> Iterator[AnyClient]:
     """A client of the scheduler, closed at the end: what it had asked for is forgotten there."""
+    _refuse_without_certificate(address)
     found = _asked_again(address, client, patience_s)
     try:
         yield found
@@ -115,8 +117,8 @@ def _asked_again(address: str, client: type[AnyClient], patience_s: float) -> An
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", VersionMismatchWarning)  # judged by what matters, in ``mismatch``
                 return client(address, timeout=CONNECT_S, set_as_default=False, name="safelight")
-        except (TypeError, ValueError, ImportError) as error:
-            raise InvalidSettings(_refusal(address, error)) from error
+        except (ValueError, ImportError) as error:
+            raise InvalidSettings(f"SAFELIGHT_TASK_RUNNER: {address} is no use: {_first_line(error)}.") from error
         except (OSError, CommClosedError) as error:
             now = time.monotonic()
             if now - begun >= patience_s:
@@ -130,10 +132,14 @@ def _asked_again(address: str, client: type[AnyClient], patience_s: float) -> An
             time.sleep(min(0.5, patience_s))
 
 
-def _refusal(address: str, error: Exception) -> str:
-    if address.startswith("tls://") and isinstance(error, TypeError):
-        return f"SAFELIGHT_TASK_RUNNER: {address} needs certificates: set {TLS_VARIABLES}."
-    return f"SAFELIGHT_TASK_RUNNER: the Dask scheduler at {address} cannot be talked to: {_first_line(error)}."
+def _refuse_without_certificate(address: str) -> None:
+    """Before there is a client, which would only fail, and then for seconds not end."""
+    try:
+        certified = Security().get_connection_args("client").get("ssl_context")  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise InvalidSettings(f"SAFELIGHT_TASK_RUNNER: a certificate for {address} is no use: {error}.") from error
+    if address.startswith("tls://") and not certified:
+        raise InvalidSettings(f"SAFELIGHT_TASK_RUNNER: {address} needs certificates: set {TLS_VARIABLES}.")
 
 
 def _refuse_mismatch(address: str, cluster: Client) -> None:

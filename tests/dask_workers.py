@@ -14,6 +14,7 @@ from pathlib import Path
 from prefect_stack import free_port, until
 
 START_S = 60.0
+NO_TLS: Mapping[str, str] = {}
 
 
 @dataclass
@@ -23,20 +24,28 @@ class DaskCluster:
     port: int
     folder: Path
     running: ExitStack
+    tls: Mapping[str, str]
     scheduler: "subprocess.Popen[bytes] | None" = None
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def address(self) -> str:
         """Of the scheduler."""
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{self.protocol}://127.0.0.1:{self.port}"
+
+    @property
+    def protocol(self) -> str:
+        """Of all that its processes say."""
+        return "tls" if self.tls else "tcp"
 
     def start(self) -> None:
         """The scheduler, until it listens."""
         plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        words = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        words = ("--host", "127.0.0.1", "--port", str(self.port), "--protocol", self.protocol, "--no-dashboard")
         name = "distributed.cli.dask_scheduler"
-        self.scheduler = self.running.enter_context(_started(self.folder, "scheduler", name, words, plain))
+        self.scheduler = self.running.enter_context(
+            _started(self.folder, "scheduler", name, words, plain | dict(self.tls))
+        )
         until(lambda: _listens(self.port), START_S, "Dask scheduler")
 
     def restart(self) -> None:
@@ -45,11 +54,13 @@ class DaskCluster:
             self.kill(self.scheduler)
         self.start()
 
-    def start_worker(self, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    def start_worker(self, environ: dict[str, str]) -> "subprocess.Popen[bytes]":
         """A worker of one thread, which dies when it is killed: nobody starts it again."""
         name = f"worker-{len(self.workers)}"
         words = (self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name)
-        process = self.running.enter_context(_started(self.folder, name, "distributed.cli.dask_worker", words, environ))
+        process = self.running.enter_context(
+            _started(self.folder, name, "distributed.cli.dask_worker", words, environ | dict(self.tls))
+        )
         self.workers.append(process)
         return process
 
@@ -64,12 +75,24 @@ class DaskCluster:
 
 
 @contextmanager
-def dask_cluster(folder: Path) -> Iterator[DaskCluster]:
-    """A scheduler that listens, without workers yet."""
+def dask_cluster(folder: Path, tls: Mapping[str, str] = NO_TLS) -> Iterator[DaskCluster]:
+    """A scheduler that listens, without workers yet; ``tls``: the variables with which its processes are certified."""
     with ExitStack() as running:
-        cluster = DaskCluster(free_port(), folder, running)
+        cluster = DaskCluster(free_port(), folder, running, tls)
         cluster.start()
         yield cluster
+
+
+def certified(certificate: Path, key: Path) -> dict[str, str]:
+    """Dask's variables for a cluster whose processes trust one certificate, and have it themselves."""
+    prefix = "DASK_DISTRIBUTED__COMM__TLS"
+    files = {"CERT": str(certificate), "KEY": str(key)}
+    roles = ("SCHEDULER", "WORKER", "CLIENT")
+    return {
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+        f"{prefix}__CA_FILE": str(certificate),
+        **{f"{prefix}__{role}__{kind}": file for role in roles for kind, file in files.items()},
+    }
 
 
 @contextmanager

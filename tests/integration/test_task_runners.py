@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kube_certificates
 import preparing
 import psutil
 import pytest
 import synthetic
-from dask_workers import DaskCluster, dask_cluster, recorded
+from dask_workers import DaskCluster, certified, dask_cluster, recorded
 from environs import credentials, environ, on_one_core
 from prefect_stack import Stack, prefect_stack, until
 
@@ -24,6 +25,7 @@ from pipeline.zones import Zones
 
 IMAGES = 240
 CHUNK = 20
+PREPARE = (sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "prepare", "cats")
 FLOW = f"""
 import asyncio
 from pipeline import flows, packing
@@ -125,9 +127,8 @@ def test_processes_change_nothing_nor_does_the_death_of_one(
 def test_no_process_outlives_its_parent(zone_settings: Settings, cats: Zones) -> None:
     """After SIGKILL of a preparation its processes are gone within seconds."""
     del cats
-    words = ("-c", "import sys; from pipeline.cli import main; sys.exit(main())", "prepare", "cats")
     told = environ(zone_settings, SAFELIGHT_TASK_RUNNER="processes", SAFELIGHT_DECODE_THREADS="2")
-    with subprocess.Popen([sys.executable, *words], env=told) as preparing_process:
+    with subprocess.Popen(PREPARE, env=told) as preparing_process:
         parent = psutil.Process(preparing_process.pid)
         children = until(lambda: spawned(parent), 60, "process that packs")
         parent.kill()
@@ -173,6 +174,30 @@ def test_a_scheduler_that_starts_again_is_gone_back_to(
         result = prepared(zone_settings, cats, own.address, at_the_first_chunk(start_again))
     same_as_on_one_machine(cats, result)
     assert "is given away once more" in caplog.text
+
+
+def test_by_tls_only_who_has_a_certificate_gives_work(zone_settings: Settings, cats: Zones, tmp_path: Path) -> None:
+    """With Dask's own variables all is encrypted; without them, or with another certificate, it is a sentence."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        kube_certificates.made(folder)
+    tls = certified(ours / "ca.crt", ours / "server.key")
+    with dask_cluster(tmp_path, tls) as own:
+        own.start_worker(environ(zone_settings))
+        told = environ(zone_settings, SAFELIGHT_TASK_RUNNER=own.address, SAFELIGHT_STORE_PATIENCE_S="1")
+        strange = tls | {
+            "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT": str(theirs / "ca.crt"),
+            "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY": str(theirs / "server.key"),
+        }
+        for more, said in (({}, "needs certificates: set DASK_"), (strange, "No Dask scheduler answered at tls://")):
+            refused = subprocess.run(PREPARE, env=told | more, capture_output=True, text=True, check=False)
+            assert refused.returncode in {1, 2}
+            assert said in refused.stderr.splitlines()[-1]
+        done = subprocess.run(PREPARE, env=told | tls, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, version = preparing.from_scratch(cats)
+    assert f"cats {version.version}: {IMAGES} images" in done.stdout
 
 
 def test_a_flow_on_dask_survives_a_worker_and_tells_nobody_a_secret(
