@@ -10,6 +10,9 @@
   given up after ``SILENCE_S``. Either way all end, and torch elastic starts them again where it was told to.
 """
 
+import re
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InvalidInput, RankLost
 from pipeline.parts import part_of, starts
@@ -25,6 +30,11 @@ SILENCE_S = 600.0
 """How long a rank may be silent: more than it takes to read its part of the images after the others, or to write a
 checkpoint while the store is away."""
 WORD_BYTES = 512
+WORD = "safelight"
+"""The key in torchrun's store under which the first rank's word is."""
+ASK_EVERY_S = 0.05
+NETWORK = re.compile(r"gloo|nccl|connection|time(d )?out|peer|socket", re.IGNORECASE)
+"""What plain errors of gloo and NCCL speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,37 +141,69 @@ def joined(environ: Mapping[str, str], *, silence_s: float = SILENCE_S) -> Itera
     """This process among those that torchrun started, found by its variables in ``environ``; alone without them.
 
     Raises:
+        InvalidInput: some of those variables are missing.
         RankLost: another one ended, or was silent for too long.
     """
     world = int(environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if missing:
+        raise InvalidInput(f"WORLD_SIZE is {world}, but {missing[0]} is not set: start with torchrun, or unset it.")
     group = Ranks(int(environ["RANK"]), world, int(environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
     try:
-        distributed.init_process_group(backend, timeout=timedelta(seconds=silence_s))
+        silence = timedelta(seconds=silence_s)
+        store, _, _ = next(rendezvous("env://", timeout=silence))
+        own = _own_words(store, group, silence_s)
+        distributed.init_process_group(backend, store=own, rank=group.rank, world_size=world, timeout=silence)
         yield group
     except RuntimeError as error:
-        if not _is_of_network(error):
+        if not is_of_network(error):
             raise
         raise RankLost(
             f"Process {group.rank + 1} of {world} stops, because another one of this training ended or did not answer "
-            f"for {silence_s:.0f} s ({_first_line(error)}); the same command goes on from the last checkpoint."
+            f"for {silence_s:.0f} s ({_first_sentence(error)}); the same command goes on from the last checkpoint."
         ) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def _is_of_network(error: RuntimeError) -> bool:
-    """Whether a process group failed, rather than a computation; gloo raises plain errors that name it."""
-    named = str(error).lower()
-    return isinstance(error, distributed.DistError) or "gloo" in named or "nccl" in named
+def _own_words(store: Store, group: Ranks, silence_s: float) -> Store:
+    """A part of torchrun's store in which nobody spoke before, found by all ranks of this start.
+
+    After a restart that store still holds the addresses of the ranks before (torch 2.14), and who reads one of those
+    waits for the dead. So the first rank thinks of a word, and welcomes each other one that has heard it and says so
+    with a word of its own; what is read from an earlier start has been answered to somebody else.
+    """
+    word = secrets.token_hex(8)
+    if group.first:
+        store.set(WORD, word)
+        for other in range(1, group.world):
+            store.set(f"{word}/welcome/{other}", store.get(f"{word}/here/{other}").decode())
+        return PrefixStore(word, store)
+    ends = time.monotonic() + silence_s
+    while time.monotonic() < ends:
+        heard = store.get(WORD).decode()
+        store.set(f"{heard}/here/{group.rank}", word)
+        welcome = f"{heard}/welcome/{group.rank}"
+        if store.check([welcome]) and store.get(welcome).decode() == word:
+            return PrefixStore(heard, store)
+        time.sleep(ASK_EVERY_S)
+    raise distributed.DistStoreError("the first one did not answer")
 
 
-def _first_line(error: RuntimeError) -> str:
-    return str(error).partition("\n")[0].rstrip(". ")
+def is_of_network(error: RuntimeError) -> bool:
+    """Whether a process group failed, rather than a computation; from within a backward pass it is a plain error."""
+    return isinstance(error, distributed.DistError) or NETWORK.search(str(error)) is not None
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    """What a library says, without the place in its source and its advice."""
+    said = re.sub(r"^\[\S+:\d+\] ", "", str(error).partition("\n")[0])
+    return said.partition(". ")[0].rstrip(".")
 
 
 def _as_tensor(word: str) -> Tensor:

@@ -24,7 +24,7 @@ class SharedModel:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
-        self._net = DistributedDataParallel(model, broadcast_buffers=False) if ranks.several else model
+        self._net = DistributedDataParallel(model, forward_sync_buffers=False) if ranks.several else model
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self._running = [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]
 

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import augment
+from pipeline.parts import part_of
 
 PIXELS = torch.arange(6 * 5 * 4 * 3).reshape(6, 5, 4, 3).to(torch.uint8)
 
@@ -67,3 +68,18 @@ def test_shift_moves_and_repeats_the_border() -> None:
     seen = [any(torch.equal(image, moved) for image in found) for moved in possible]
     assert all(any(torch.equal(image, moved) for moved in possible) for image in found)
     assert all(seen)
+
+
+@given(of=st.integers(1, 12), parts=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_a_part_of_a_batch_is_varied_like_the_whole(of: int, parts: int, seed: int) -> None:
+    """Whoever computes an image of a batch gives it the same variation."""
+    index = torch.arange(of) % len(PIXELS)
+    mirror = index % 2 == 1
+    whole = augment.augmented(PIXELS, index, mirror=mirror, shift=2, generator=augment.generator_at(seed))
+    for number in range(parts):
+        part = part_of(of, number, parts)
+        generator = augment.generator_at(seed)
+        found = augment.augmented(
+            PIXELS, index[part], mirror=mirror[part], shift=2, generator=generator, of=of, part=part
+        )
+        assert torch.equal(found, whole[part])

@@ -165,3 +165,25 @@ def test_an_unknown_image_is_said_so(zones: Zones, version: DatasetVersion) -> N
     """Asking for an image that is not in the version is NotFound."""
     with pytest.raises(NotFound, match="1 of the images"):
         list(datasets.encoded_images(zones.images, zones.datasets, version, [bytes(32)]))
+
+
+@pytest.mark.parametrize("memory_mb", [0, 1])
+@pytest.mark.parametrize("parts", [2, 3, 50])
+def test_parts_of_a_split_are_the_split(
+    zones: Zones, version: DatasetVersion, tmp_path: Path, parts: int, memory_mb: int
+) -> None:
+    """Each image is in exactly one part, at the place that all parts name, in memory or in a file."""
+    whole = datasets.load_split(zones.datasets, version, "train")
+    loaded = [
+        datasets.load_split(
+            zones.datasets, version, "train", memory_mb=memory_mb, scratch=tmp_path, part=part, parts=parts
+        )
+        for part in range(parts)
+    ]
+    sizes = [len(each.pixels) for each in loaded]
+    assert max(sizes) - min(sizes) <= 1
+    together = np.concatenate([each.pixels for each in loaded])
+    for each in loaded:
+        assert each.places is not None
+        assert (together[each.places] == whole.pixels).all()
+        assert (each.labels == whole.labels).all()

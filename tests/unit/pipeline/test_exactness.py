@@ -18,3 +18,10 @@ def test_a_gpu_is_never_exact() -> None:
     assert exactness.doubts_of(cpu, cpu) == []
     assert exactness.doubts_of(gpu, gpu) == ["NVIDIA H100 does not repeat itself bit for bit"]
     assert exactness.doubts_of(cpu, gpu | {"torch": "3"})[1] == "torch was 2 and is 3"
+
+
+def test_another_number_of_processes_is_doubtful() -> None:
+    """What was recorded before processes were counted was of one."""
+    then = {"device": "cpu"}
+    assert exactness.doubts_of(then, {"device": "cpu", "processes": "1", "images at once": "all"}) == []
+    assert exactness.doubts_of(then, {"device": "cpu", "processes": "2"}) == ["processes was 1 and is 2"]

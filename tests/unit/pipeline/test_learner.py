@@ -176,3 +176,20 @@ def test_freed_memory_is_kept() -> None:
         said, faults[wish] = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         assert said == str(wish == "kept")
     assert int(faults["kept"]) < int(faults["as it comes"]) / 10
+
+
+def test_computed_in_parts_a_step_is_the_same_step() -> None:
+    """Gradients of parts of a batch add up to those of the batch, where no batch statistics matter."""
+    moved = []
+    for images_at_once in (None, 5, 2):
+        net = model.Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(small.SIDE**2, 3)), 1, 1)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            torch.nn.init.normal_(net.network[1].weight)
+            torch.nn.init.zeros_(net.network[1].bias)
+            subject = Learner(net, TrainConfig(), small.CPU, images_at_once=images_at_once)
+            sums = subject.learn(*batch(), rate=0.1, step=0)
+        moved.append((sums, net.network[1].weight.detach().clone()))
+    for sums, weight in moved[1:]:
+        torch.testing.assert_close(sums, moved[0][0])
+        torch.testing.assert_close(weight, moved[0][1])

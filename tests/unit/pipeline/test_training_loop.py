@@ -12,6 +12,7 @@ from pipeline import checkpoints, leases, training_loop, training_runs
 from pipeline.artifacts import EpochMetrics, TrainConfig
 from pipeline.errors import InvalidInput, LeaseLost, StoreUnavailable, TrainingDiverged, TrainingStopped
 from pipeline.progress import Progress
+from pipeline.ranks import Ranks
 from pipeline.store import Store
 
 RUN = "0123456789abcdef"
@@ -261,3 +262,12 @@ def test_progress_tells_stage_steps_loss_and_speed() -> None:
     assert {(progress.stage, progress.total, progress.unit) for progress in heard} == {("training", STEPS, "steps")}
     assert "images/s" in heard[0].note
     assert heard[-1].done == STEPS
+
+
+def test_more_ranks_than_a_batch_has_images_for() -> None:
+    """A batch of which some rank would get a single image, which has no variance, is refused at once."""
+    store = synthetic.memory_store()
+    with training_runs.acquire(store, RUN) as lease:
+        desk = small.desk(lease, store, RUN)
+        with pytest.raises(InvalidInput, match="9 processes are too many for batches of 15 images"):
+            small.train.begin(*(desk, small.dataset(), CONFIG, small.splits()), device=small.CPU, group=Ranks(0, 9))
