@@ -30,6 +30,7 @@ from pipeline.unreferenced import Limits
 from pipeline.zones import Zones, open_zones
 
 SCRIPT = Path(__file__).parents[1] / "train_process.py"
+RANK = SCRIPT.with_name("streaming_rank.py")
 SIDE = 32
 IMAGES = 3000
 CLASSES = 3
@@ -192,6 +193,20 @@ def test_an_outage_within_an_epoch_costs_time_only(
             run = result_of(process)
         gate.shutdown()
     assert_same(own, run, expected)
+
+
+def test_two_processes_stream_a_share_each(own: Settings, tmp_path: Path) -> None:
+    """Two ranks that have half the room each train on every image together, each from shards of its own."""
+    wish = {"result": f"{tmp_path}/", "config": CONFIG.model_dump(mode="json")} | ROOM
+    more = {"SAFELIGHT_CHECKPOINTS_URL": own.checkpoints_url or "", "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RANK), json.dumps(wish)]
+    told = environ(own, **more)
+    ended = subprocess.run([sys.executable, *command], env=told, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    runs = [TrainingRun.model_validate_json((tmp_path / str(rank)).read_bytes()) for rank in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0].environment["order"].split()[1:3] == ["shards", "mixed,"]
+    assert max(line.validation_accuracy or 0 for line in runs[0].history) > 0.9
 
 
 def test_an_altered_shard_ends_it_in_a_sentence(zones: Zones, settings: Settings, tmp_path: Path) -> None:
