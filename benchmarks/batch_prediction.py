@@ -10,7 +10,8 @@ The same images in one embedded store, answered by the same exported network, by
 
 Told are images per second of the clock, in which the store's process takes its share of the cores, and images per
 second of processor time of the contender's own process; of the latter, what ``predict`` reaches of what fetching,
-decoding and the model would leave if there were nothing else.
+decoding and the model would leave if there were nothing else. ``--memory N …`` tells the highest resident set of
+``safelight predict`` with so many small images instead.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import itertools
 import os
 import secrets
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +45,7 @@ from tests import tiny_models
 
 MODEL, FOLDER = "answered", "incoming"
 CLASSES = tuple(f"class-{number}" for number in range(10))
+COMMAND = ("predict", MODEL, FOLDER)
 DIFFERENT = 100
 KINDS: Mapping[str, tuple[PixelSpec, Callable[[int], bytes]]] = {
     "28x28 PNG, small_resnet": (PixelSpec(height=28, width=28, channels=1), small_png),
@@ -54,7 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, nargs=2, default=(10_000, 2_000), help="of each kind")
+    parser.add_argument("--memory", type=int, nargs="+", default=(), help="numbers of images, instead of all else")
     options = parser.parse_args()
+    for count in options.memory:
+        print(f"{count:10,} images: {peak(count) / 1024:6.0f} MiB", flush=True)
+    if options.memory:
+        return
     cv2.setNumThreads(1)
     for (kind, (spec, made)), count in zip(KINDS.items(), options.images, strict=True):
         with own_store() as settings:
@@ -66,6 +75,17 @@ def main() -> None:
             for place, what in enumerate(("images per second", "images per second of processor time")):
                 table(what, {name: [each[place] for each in found] for name, found in reached.items()}, "loop")
             print(f"  predict of fetch and limit together: {share(reached):.2f}")
+
+
+def peak(count: int) -> int:
+    """The highest resident set of the command, in KiB."""
+    spec, made = KINDS["28x28 PNG, small_resnet"]
+    with own_store() as settings:
+        prepare(open_zones(settings), spec, [made(number) for number in range(DIFFERENT)], count)
+        # A process counts what the one that started it held: so it is started by a small one.
+        code = f"from benchmarks import memory; print(memory.peak_of(['-c', memory.SAFELIGHT, *{COMMAND!r}]))"
+        told = os.environ | {"SAFELIGHT_HOME": str(settings.home)}
+        return int(subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, check=True).stdout)
 
 
 def share(reached: Mapping[str, Sequence[tuple[float, float]]]) -> float:
