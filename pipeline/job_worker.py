@@ -20,7 +20,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
@@ -49,7 +49,7 @@ from pipeline.run_watch import ENDED, Silence
 SUBMITTED_S = 15.0
 """How long a Job that is being made may take until a worker that ends waits no more, in seconds."""
 STOPPED_AFTER = timedelta(seconds=90)
-"""How long a pod may be at work after its run ended: the template gives it 60 s to stop."""
+"""How long a pod may be at work after its run ended, or was cancelled: the template gives it 60 s to stop."""
 CONTAINER = "prefect-worker"
 NAMESPACES = "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"
 
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 async def _work(name: str | None) -> None:
-    place = await _place(name)
+    place = await place_of(name)
     console.say(f"safelight: flow runs are Jobs in namespace {place.namespace}, of image {place.image or 'their own'}.")
     await JobWorker(name, place).work()
 
@@ -82,6 +82,7 @@ class JobWorker:
         self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._place = place
         self._stopping = False
+        self._said = ""
 
     async def work(self) -> None:
         """Run flows until SIGTERM or Ctrl-C."""
@@ -110,13 +111,21 @@ class JobWorker:
         return KubernetesWorkerResult(identifier="", status_code=0)
 
     async def _look(self, client: PrefectClient, silence: Silence) -> None:
-        # While the cluster does not answer nobody is judged.
-        with suppress(ApiException, aiohttp.ClientError, TimeoutError):
+        try:
             jobs = await self._jobs()
             alive = {job.run for job in jobs if job.alive}
             await self._delete(await _cancelled(client, jobs))
             await run_rescue.rescue(client, silence, {*alive, *self._turns}, after=AT_ONCE)
             await self._delete(await _left_over(client, [job for job in jobs if not job.ended]))
+            self._said = ""
+        except (ApiException, aiohttp.ClientError, TimeoutError) as error:  # nobody is judged meanwhile
+            self._say(f"safelight: the cluster does not answer, and is asked again: {_reason(error)}.")
+
+    def _say(self, fault: str) -> None:
+        """Say once what goes wrong every few seconds."""
+        if fault != self._said:
+            console.say(fault)
+        self._said = fault
 
     async def _jobs(self, run: UUID | None = None) -> list[RunJob]:
         """The Jobs of a run, or of all runs."""
@@ -138,7 +147,7 @@ class JobWorker:
                         raise
 
 
-async def _place(name: str | None) -> Place:
+async def place_of(name: str | None) -> Place:
     """Where this process is; ``name`` is its pod's, if it is one.
 
     Raises:
@@ -152,21 +161,22 @@ async def _place(name: str | None) -> Place:
         async with _api() as api:
             pods = await CoreV1Api(api).list_namespaced_pod(namespace, field_selector=f"metadata.name={name or ''}")
     except (ApiException, aiohttp.ClientError, config.ConfigException) as error:
-        said = error.reason if isinstance(error, ApiException) else error
         raise InvalidSettings(
-            f"The cluster does not let this worker see pods of namespace {namespace}: {said}"
+            f"The cluster does not let this worker see the pods of namespace {namespace}: {_reason(error)}."
         ) from error
     images = [own.image for pod in pods.items for own in pod.spec.containers if own.name == CONTAINER]
     return Place(namespace, images[0] if images else None)
 
 
 async def _cancelled(client: PrefectClient, jobs: list[RunJob]) -> list[str]:
-    """End runs that were cancelled, and have no pod that could hear of it; their Jobs."""
+    """End runs that were cancelled, and have no pod that hears of it; their Jobs."""
     hearing = {job.run for job in jobs if job.alive and job.begun}
-    runs = {run.id for run in await run_rescue.runs_in(client, StateType.CANCELLING)} - hearing
-    for run in runs:
-        await client.set_flow_run_state(run, Cancelled(message="It was cancelled while it had no pod at work."))
-    return [job.name for job in jobs if job.run in runs]
+    before = datetime.now(UTC) - STOPPED_AFTER
+    runs = await run_rescue.runs_in(client, StateType.CANCELLING)
+    deaf = {run.id for run in runs if run.id not in hearing or (run.state and run.state.timestamp < before)}
+    for run in deaf:
+        await client.set_flow_run_state(run, Cancelled(message="It was cancelled, and had no pod that heard of it."))
+    return [job.name for job in jobs if job.run in deaf]
 
 
 async def _left_over(client: PrefectClient, at_work: list[RunJob]) -> list[str]:
@@ -190,6 +200,13 @@ async def _api() -> AsyncIterator[ApiClient]:
         client = await config.new_client_from_config()
     async with client:
         yield client
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong, in a few words."""
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}"
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _written(api: ApiClient, found: Any) -> list[dict[str, Any]]:

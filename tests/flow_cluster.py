@@ -16,6 +16,7 @@ from kube_access import account
 from kube_api import Cluster
 from kube_containers import Launch, Program
 from kube_node import Node
+from kube_pods import POD
 from prefect_stack import Stack, prefect_stack, until
 
 from pipeline.settings import Settings
@@ -25,6 +26,8 @@ IMAGE = "safelight/pipeline:dev"
 OURS = ("prefect-worker", "prefect-init", "flow-run", "flow-resources", "safelight")
 BROKEN = "broken:1"
 """An image whose container ends before it has reached the Prefect server."""
+IDLE = "idle:1"
+"""An image whose container never says anything to anybody."""
 COMPLAINT = "cannot open shared object file"
 GPU_NODE = {"nvidia.com/gpu.present": "true"}
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -57,6 +60,19 @@ class FlowCluster:
         """What a ServiceAccount wanted of the cluster: verb, group of the API and resource."""
         user = account(self.cluster.namespace, name)
         return {each[1:] for each in self.cluster.access.asked if each[0] == user}
+
+    def lose_node_of(self, run: str) -> None:
+        """Let a run's pod be on a node that is gone: it is said to run for ever, but is not ready any more."""
+        (pod,) = self.pods(run)
+        kubelet = self.cluster.nodes.runs[pod["metadata"]["uid"]]
+        kubelet.closing.set()
+        kubelet.join()
+
+        def unready(found: Manifest) -> None:
+            for each in found["status"]["conditions"]:
+                each["status"] = "False" if each["type"] == "Ready" else each["status"]
+
+        self.cluster.objects_.change(POD, pod, unready, status=True)
 
     def kill_worker(self) -> None:
         """SIGKILL to the worker; its pod starts it anew."""
@@ -102,6 +118,11 @@ def broken_image(launch: Launch) -> Program:
     return Program(["sh", "-c", f"echo {COMPLAINT}; exit 127"], launch.env)
 
 
+def idle_image(launch: Launch) -> Program:
+    """What is started in place of an image that hangs."""
+    return Program(["sleep", "infinity"], launch.env)
+
+
 @contextmanager
 def flow_cluster(home: Path, settings: Settings, manifests: Mapping[str, Manifest]) -> Iterator[FlowCluster]:
     """Everything applied; the worker is ready, and knows the flows.
@@ -116,7 +137,8 @@ def flow_cluster(home: Path, settings: Settings, manifests: Mapping[str, Manifes
             "http://object-store:9000": settings.s3_endpoint or "",
             "http://prefect-server:4200": f"http://127.0.0.1:{stack.port}",
         }
-        node = {"images": {IMAGE: pipeline_image, BROKEN: broken_image}, "hosts": hosts}
+        images = {IMAGE: pipeline_image, BROKEN: broken_image, IDLE: idle_image}
+        node = {"images": images, "hosts": hosts}
         nodes = [
             Node("node-1", **node),
             Node("gpu-1", **node, labels=GPU_NODE, allocatable={"nvidia.com/gpu": "1"}, taints=(GPU_TAINT,)),

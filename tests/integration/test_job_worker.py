@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from flow_cluster import BROKEN, COMPLAINT, IMAGE, ROOT, FlowCluster, flow_cluster, ours, rendered
+from flow_cluster import BROKEN, COMPLAINT, IDLE, IMAGE, ROOT, FlowCluster, flow_cluster, ours, rendered
 from prefect_stack import until
 
 from pipeline.settings import Settings
@@ -37,7 +37,16 @@ def broken(flows: FlowCluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def imported(flows: FlowCluster, broken: str) -> str:  # noqa: ARG001 - it is to begin first
+def lost(flows: FlowCluster) -> str:
+    """A run whose node is lost; begun early, as it takes a while until it is found silent."""
+    run = flows.stack.start("rollback", job_variables={"image": IDLE})
+    until(lambda: any(map(is_working, flows.pods(run))), 90, "pod that is ready")
+    flows.lose_node_of(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def imported(flows: FlowCluster, broken: str, lost: str) -> str:  # noqa: ARG001 - they are to begin first
     """A run that brought a few images into the store."""
     run = flows.stack.start("import", per_class=60)
     assert flows.stack.ended(run)["type"] == "COMPLETED", flows.stack.log(run)
@@ -53,6 +62,17 @@ def job_of(flows: FlowCluster, run: str) -> dict[str, Any]:
 def name_of_job(flows: FlowCluster, run: str) -> str:
     """Its name, which says one attempt from another."""
     return str(job_of(flows, run)["metadata"]["name"])
+
+
+def is_working(pod: dict[str, Any]) -> bool:
+    """Whether a pod is ready."""
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", ()))
+
+
+def goes_on(flows: FlowCluster, run: str, times: int) -> list[int]:
+    """After which steps a training went on, once it has so many times and is at work again."""
+    *_, last = parts = flows.stack.log(run).split("goes on after step ")
+    return [int(part.split()[0]) for part in parts[1:]] if len(parts) > times and "training:" in last else []
 
 
 def test_a_run_is_a_job(flows: FlowCluster, imported: str) -> None:
@@ -80,13 +100,15 @@ def test_a_run_outlives_worker_and_pods_and_ends_when_it_is_cancelled(
 
     flows.kill(run)
     flows.stack.says(run, "start 2 of at most 4", 180)
-    until(lambda: flows.stack.log(run).count("goes on after step") == 1, 180, "training that goes on")
+    (after_death,) = until(lambda: goes_on(flows, run, times=1), 180, "training that goes on")
     second = name_of_job(flows, run)
     assert second != first
 
     (pod,) = flows.pods(run)
     flows.cluster.delete("Pod", pod["metadata"]["name"])
-    until(lambda: flows.stack.log(run).count("goes on after step") == 2, 240, "training that goes on elsewhere")
+    *_, after_eviction = until(lambda: goes_on(flows, run, times=2), 240, "training that goes on elsewhere")
+    # far sooner than it would have saved one by itself
+    assert after_eviction > after_death
     assert name_of_job(flows, run) not in {first, second}
     # an eviction is nobody's fault: the one death is said again, and no second one
     assert "start 3" not in flows.stack.log(run)
@@ -108,6 +130,15 @@ def test_a_training_goes_where_a_gpu_is_or_waits_until_it_is_cancelled(flows: Fl
         flows.stack.cancel(run)
         assert flows.stack.ended(run, 90)["type"] == "CANCELLED"
     until(lambda: not flows.jobs(too_large), 60, "end of the Job")
+
+
+def test_a_run_whose_node_is_lost_comes_back(flows: FlowCluster, lost: str) -> None:
+    """Nobody says that it died; it is found silent, starts elsewhere, and its first Job cannot wake up any more."""
+    flows.stack.says(lost, "No sign of life", 180)
+    flows.stack.says(lost, "start 2 of at most 4", 60)
+    until(lambda: any(map(is_working, flows.pods(lost))), 60, "pod in place of the lost one")
+    assert len(flows.jobs(lost)) == 1
+    flows.stack.cancel(lost)
 
 
 def test_the_worker_needs_each_of_its_rights_and_no_other(flows: FlowCluster, broken: str) -> None:
