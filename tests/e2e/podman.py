@@ -103,10 +103,11 @@ def write_secret(folder: Path, secret: Document, mode: int) -> None:
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
     for name, value in secret["data"].items():
-        path = folder / name
-        path.write_bytes(base64.b64decode(value))
-        os.chown(path, 0, UID)
-        path.chmod(mode)
+        new = folder / f".{name}"
+        new.write_bytes(base64.b64decode(value))
+        os.chown(new, 0, UID)
+        new.chmod(mode)
+        new.replace(folder / name)  # never half of it in sight
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,18 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    """What ``kubectl kustomize`` makes of the overlay, with secrets of its own."""
+def overlays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of ``k8s/overlays`` with secrets of its own, and one more: ``played``."""
     overlays = copied(tmp_path_factory.mktemp("rendered") / "k8s") / "overlays"
     shutil.copytree(overlays / "local" / "secrets", overlays / "played" / "secrets")
     cluster_secrets.write(overlays / "played" / "secrets", Stack(store="seaweedfs", keys=True))
     shutil.copy(ROOT / "tests" / "e2e" / "played.yaml", overlays / "played" / "kustomization.yaml")
+    return overlays
+
+
+@pytest.fixture(scope="module")
+def manifests(overlays: Path) -> list[Document]:
+    """What ``kubectl kustomize`` makes of it."""
     return build(overlays / "played")
 
 
@@ -113,6 +119,11 @@ def zones(pods: Pods) -> Zones:
 @pytest.fixture(scope="module")
 def key(pods: Pods) -> str:
     """With which the pipeline asks the inference server."""
+    return key_of(pods)
+
+
+def key_of(pods: Pods) -> str:
+    """The key in the worker's Secret."""
     return base64.b64decode(pods.manifest("Secret", "worker")["data"]["inference_api_key"]).decode()
 
 
@@ -211,6 +222,25 @@ def test_a_process_that_dies_is_started_again(pods: Pods, versions: tuple[str, s
     starts(pods, name)
     wait_until(lambda: pods.passes(name, "readinessProbe"), RESTARTED_S, f"{name} is not ready again")
     assert answering(pods, key) == versions[0]
+
+
+def test_a_key_that_is_replaced_counts_without_a_start(
+    pods: Pods, overlays: Path, versions: tuple[str, str], key: str
+) -> None:
+    """`make k8s-rotate`, rendered and brought to the pod as a cluster does: the new key is good, the old one is not."""
+    begun = pods.inspect("serving")["State"]["StartedAt"]
+    cluster_secrets.rotate(overlays / "local" / "secrets", Stack(keys=True), "pipeline-key")
+    rotated = Pods(pods.folder, build(overlays / "played"))
+    new = key_of(rotated)
+    assert new != key
+    try:
+        podman.write_secret(pods.folder / "serving", rotated.manifest("Secret", "serving"), 0o440)
+        wait_until(lambda: answering(pods, new) == versions[0], 30, "the new key is not good")
+        assert asked(pods, key).status_code == 401
+        assert pods.inspect("serving")["State"]["StartedAt"] == begun
+    finally:
+        podman.write_secret(pods.folder / "serving", pods.manifest("Secret", "serving"), 0o440)
+    wait_until(lambda: answering(pods, key) == versions[0], 30, "the old key is not good again")
 
 
 def test_a_store_that_is_away_takes_no_replica_out(pods: Pods, versions: tuple[str, str], key: str) -> None:
