@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -158,7 +159,7 @@ def _of_kubeconfig(configuration: client.Configuration) -> str:
     try:
         config.load_kube_config(file, client_configuration=configuration)  # type: ignore[no-untyped-call]
         _, current = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError, ValueError) as error:
+    except (config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidSettings(
             f"{PREFIX}DEPLOY_TARGET=kubernetes: no cluster is named: there is neither a ServiceAccount's token, as "
             f"{COMPONENT} gives one to flow runs, nor a usable file in $KUBECONFIG ({_first_line(error)})."

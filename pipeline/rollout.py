@@ -241,10 +241,14 @@ def _undone(target: Target, former: Former | None, version: ModelVersion, timeou
 
 def _undo(target: Target, former: Former | None, version: ModelVersion) -> bool:
     """Set the Deployment to what it was; whether it was still at the version."""
-    for _ in range(ATTEMPTS):
+    if former is None:
+        return False
+    for attempt in range(ATTEMPTS):
         found = kubernetes_target.read(target)
-        if former is None or revisions.pin(found["spec"]["template"]) != version.version:
-            return False
+        now = revisions.pin(found["spec"]["template"])
+        if now != version.version:
+            # a patch whose answer was lost, and which was repeated, lost against itself
+            return attempt > 0 and now == revisions.pin(former.template)
         with suppress(Conflict):
             kubernetes_target.patch(target, revisions.undoing(found, former))
             return True

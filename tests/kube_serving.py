@@ -24,7 +24,7 @@ from pipeline.settings import SERVING_PREFIX, Settings
 IMAGE = "safelight/serving:dev"
 DEPLOYER = "flow-run"
 COMPONENT = ("kubernetes-target",)
-QUICK = {"PROCESSES": "1", "DRAIN_S": "1", "LOG": "off", "POLL_S": "0.1", "API_KEYS": "off"}
+QUICK = {"PROCESSES": "1", "DRAIN_S": "0.5", "LOG": "off", "POLL_S": "0.1", "API_KEYS": "off"}
 """Settings by which a test waits for less than a person would."""
 
 
@@ -110,7 +110,9 @@ def rolled_out(cluster: Cluster) -> bool:
     found = cluster.get("Deployment", "serving")
     status, wanted = found.get("status", {}), found["spec"]["replicas"]
     names = ("updatedReplicas", "replicas", "availableReplicas")
-    return {status.get(name, 0) for name in names} == {wanted} and len(cluster.objects("Pod")) == wanted
+    return {status.get(name, 0) for name in names} == {wanted} and len(
+        cluster.objects("Pod", "app.kubernetes.io/name=serving")
+    ) == wanted
 
 
 def versions(cluster: Cluster, model: str) -> list[str | None]:
