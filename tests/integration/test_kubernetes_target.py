@@ -16,12 +16,14 @@ import kube_serving
 import pytest
 import tiny_models
 from deployable import champion, prepared, register
+from kube_access import account
 from kube_api import Cluster
 from kube_containers import Launch, Program
 from kube_objects import Object
 from kube_serving import clients, settled, versions
+from kubernetes import config
 
-from pipeline import aliases, deploy, images, inference_server
+from pipeline import aliases, deploy, images, inference_server, kubernetes_target, revisions, rollout
 from pipeline.artifacts import DatasetVersion, Deployment, ModelVersion
 from pipeline.errors import Conflict, DeployFailed, InvalidSettings
 from pipeline.progress import OnProgress, Progress, silent
@@ -146,7 +148,8 @@ def test_versions_go_live_and_kubectl_takes_one_back(target: Target) -> None:
     settled(target.cluster)
     assert versions(target.cluster, MODEL) == [first.version] * 2
     assert target.champion() == second.version
-    assert target.deploy(first).replicas == 2
+    aliases.rollback(target.zones.models, MODEL, aliases.CHAMPION, "kubectl did it")
+    assert target.deploy(deploy.target(target.zones.models, MODEL, None, by_canary=False)).replicas == 2
     assert target.champion() == target.pinned() == first.version
 
 
@@ -390,3 +393,38 @@ def test_replicas_of_a_cluster_follow_an_alias_as_well(target: Target, deployed:
     assert (done.replicas, target.champion()) == (2, version.version)
     assert versions(target.cluster, MODEL) == [version.version] * 2
     assert version.version != deployed.version
+
+
+def test_where_pods_cannot_be_reached_the_service_is_asked(
+    target: Target, deployed: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a laptop: Kubernetes says that they are ready, and the Service proves it."""
+    monkeypatch.setattr(rollout, "UNREACHABLE_S", 1.0)
+    monkeypatch.setattr(revisions, "addresses", lambda pods: ["127.0.0.9"] * len(pods))
+    version = target.version()
+    assert target.deploy(version).replicas == 1
+    assert target.champion() == target.pinned() == version.version != deployed.version
+
+
+def test_a_pod_deploys_with_its_own_token_in_its_own_namespace(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found where a cluster mounts it, before any kubeconfig."""
+    own = target.cluster.access.token(account(target.cluster.namespace, kube_serving.DEPLOYER))
+    for name, content in (("token", own), ("namespace", f"{target.cluster.namespace}\n")):
+        (tmp_path / name).write_text(content)
+    mounted = config.incluster_config
+    monkeypatch.setattr(mounted, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(mounted, "SERVICE_CERT_FILENAME", str(target.cluster.authority))
+    monkeypatch.setattr(kubernetes_target, "OWN_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(target.cluster.api.port))
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    with kubernetes_target.opened(target.settings, 1) as found:
+        assert kubernetes_target.read(found)["metadata"]["name"] == "serving"
+    (tmp_path / "token").write_text("of somebody else")
+    with (
+        kubernetes_target.opened(target.settings, 1) as found,
+        pytest.raises(InvalidSettings, match="does not know who asks"),
+    ):
+        kubernetes_target.read(found)
