@@ -51,8 +51,9 @@ class Access:
         Raises:
             Refused: 401.
         """
-        user = self.tokens.get(authorization.removeprefix("Bearer "))
-        if user is None:
+        scheme, _, token = authorization.partition(" ")
+        user = self.tokens.get(token.strip())
+        if user is None or scheme.lower() != "bearer":
             raise kube_refusals.unauthorized()
         return user
 
