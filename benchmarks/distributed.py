@@ -1,0 +1,130 @@
+"""Training by several processes against one: ``python -m benchmarks.distributed``.
+
+One epoch over 60,000 Fashion-MNIST images, the default network in the default batches, as ``safelight train`` runs it,
+images in memory and checkpoints too:
+
+- **1 x 1**: one process with one thread,
+- **1 x 2**: one process with two threads,
+- **2 x 1**: two processes with one thread each, started by torchrun, which exchange images and gradients by gloo.
+
+They take turns, round after round, and what is compared is the rounds' ratios: a machine with other work to do is
+slower for all. Speeds are those of the steps, without start and loading, which are told beside: the seconds from start
+to end, and the processor time of all processes together.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from obstore.store import MemoryStore
+
+from pipeline import fashion_mnist, ranks, train, training_runs
+from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
+from pipeline.datasets import LoadedSplit
+from pipeline.parts import part_of
+from pipeline.progress import silent
+from pipeline.store import Store
+from pipeline.training_loop import Desk
+
+PIXELS = PixelSpec(height=28, width=28, channels=1)
+KINDS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "2 x 1": (2, 1)}
+"""Processes and threads of each."""
+REFERENCE = "1 x 2"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Images per second of an epoch; seconds from start to end, and of processor time in all; the epoch's loss."""
+
+    images_per_s: float
+    wall_s: float
+    cpu_s: float
+    loss: float
+
+
+def main() -> None:
+    """Print a line per kind and round, and the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
+    parser.add_argument("--batch-size", type=int, default=TrainConfig().batch_size, help="images per step")
+    parser.add_argument("--cache", type=Path, default=Path(".safelight/cache"), help="where a download is kept")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank:
+        epoch(options.cache, options.batch_size)
+        return
+    fashion_mnist.load(options.cache)
+    print(f"{'kind':8}{'images/s':>9}{'wall s':>8}{'cpu s':>8}{'loss':>8}")
+    speeds: dict[str, list[Speed]] = {kind: [] for kind in KINDS}
+    for _ in range(options.rounds):
+        for kind in KINDS:
+            speed = measured(kind, options.cache, options.batch_size)
+            speeds[kind].append(speed)
+            print(
+                f"{kind:8}{speed.images_per_s:9,.0f}{speed.wall_s:8.1f}{speed.cpu_s:8.1f}{speed.loss:8.4f}", flush=True
+            )
+    for kind, found in speeds.items():
+        ratios = [mine.images_per_s / other.images_per_s for mine, other in zip(found, speeds[REFERENCE], strict=True)]
+        speed, cpu_s = median(each.images_per_s for each in found), median(each.cpu_s for each in found)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{kind}: {speed:,.0f} images/s, {median(ratios):.2f} times {REFERENCE} ({spread}), {cpu_s:.1f} s of CPU")
+
+
+def measured(kind: str, cache: Path, batch_size: int) -> Speed:
+    """One epoch by so many processes."""
+    processes, threads = KINDS[kind]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    own = ["-m", "benchmarks.distributed", "--rank", "--cache", str(cache), "--batch-size", str(batch_size)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *own]
+    environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    before, began = os.times(), time.perf_counter()
+    said = subprocess.check_output(command, env=environ, text=True)
+    wall_s, after = time.perf_counter() - began, os.times()
+    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
+    line = json.loads(said.strip().splitlines()[-1])
+    return Speed(line["images_per_s"], wall_s, cpu_s, line["loss"])
+
+
+def epoch(cache: Path, batch_size: int) -> None:
+    """One rank's epoch; the first one prints it."""
+    images, labels = fashion_mnist.load(cache)["train"]
+    config = TrainConfig(epochs=1, batch_size=batch_size)
+    dataset = DatasetVersion(
+        dataset=fashion_mnist.NAME, version="0" * 16, classes=fashion_mnist.CLASSES, pixels=PIXELS, counts={}
+    )
+    store = Store(MemoryStore(), "memory://checkpoints")
+    with ranks.joined(os.environ) as group, training_runs.acquire(store, "run") as lease:
+        splits: dict[Split, LoadedSplit] = {
+            "train": held(images, labels, group),
+            "validation": held(images[:0], labels[:0], group),
+        }
+        desk = Desk(store, lease if group.first else None, "run", silent, train.never)
+        training = train.begin(desk, dataset, config, splits, device=torch.device("cpu"), group=group)
+        training.run()
+    if group.first:
+        line = training.position.history[-1]
+        print(json.dumps({"images_per_s": line.images_per_s, "loss": line.train_loss}))
+
+
+def held(images: NDArray[np.uint8], labels: NDArray[np.uint8], group: ranks.Ranks) -> LoadedSplit:
+    """The part of the images that a rank holds: shards lie in no order of the images, so these are any."""
+    count = len(labels)
+    pixels, classes, digests = images[..., None].copy(), labels.astype(np.int64), np.zeros((count, 32), np.uint8)
+    if not group.several:
+        return LoadedSplit(pixels, classes, digests)
+    places = np.random.default_rng(0).permutation(count)
+    order = np.argsort(places)[part_of(count, group.rank, group.world)]
+    return LoadedSplit(pixels[order], classes, digests, None, places)
+
+
+if __name__ == "__main__":
+    main()
