@@ -12,24 +12,18 @@
   it, though not bit for bit.
 """
 
-import hashlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from torch import Tensor
 
 from pipeline import augment, checkpoints, leases, model, training_runs
 from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
 from pipeline.datasets import LoadedSplit
-from pipeline.errors import InvalidInput, ObjectMissing, TrainingStopped
+from pipeline.errors import InvalidInput, TrainingStopped
 from pipeline.examples import Examples, Resident
 from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
 from pipeline.leases import Lease
@@ -37,29 +31,17 @@ from pipeline.pixel_places import placed_splits
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.ranks import ALONE, Ranks
 from pipeline.shared_examples import Shared
+from pipeline.starting_point import StartingWeights, read_starting_weights, sample_of, statistics
 from pipeline.store import Store
 from pipeline.streamed import Streamed
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Training
 from pipeline.zones import Zones
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
-NORMALISATION_IMAGES = 10_000
-"""Images on which mean and standard deviation are measured."""
-BLOCK_IMAGES = 500
-"""Of these images, so many are counted at once."""
 MINIMUM_PART = 2
 """Images of a batch that each rank has at least: one alone has no variance."""
 WAIT, BEGIN, FINISHED = "wait", "begin", "finished"
 """What the first rank says to the others, the last two with the training run's id."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartingWeights:
-    """Tensors by name, where they came from, and the SHA-256 of the file's bytes."""
-
-    source: str
-    tensors: Mapping[str, Tensor]
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +133,7 @@ def train(
     store = zones.checkpoints
     if not group.first:
         return _follow(zones, dataset, config, room, should_stop)
-    starting = _starting_weights(store, config.starting_weights)
+    starting = read_starting_weights(store, config.starting_weights)
     run = _wanted_run(store, dataset, config, starting.sha256 if starting else None, fresh=fresh)
     if training_runs.is_finished(store, run):
         group.say(f"{FINISHED} {run}")
@@ -255,22 +237,6 @@ def _stoppable(on_progress: OnProgress, should_stop: Callable[[], bool], run: st
     return report
 
 
-def _starting_weights(store: Store, source: str | None) -> StartingWeights | None:
-    """The tensors of a file, or of an object of the checkpoints zone."""
-    if source is None:
-        return None
-    path = Path(source).expanduser()
-    try:
-        data = path.read_bytes() if path.is_file() else store.get(source)
-        return StartingWeights(source, safetensors.torch.load(data), hashlib.sha256(data).hexdigest())
-    except ObjectMissing as error:
-        raise InvalidInput(f"starting_weights: {source} is neither a file nor a key of {store.url}.") from error
-    except OSError as error:
-        raise InvalidInput(f"starting_weights: {source} cannot be read: {error.strerror}.") from error
-    except SafetensorError as error:
-        raise InvalidInput(f"starting_weights: {source} is not a .safetensors file: {error}.") from error
-
-
 def begin(
     desk: Desk,
     dataset: DatasetVersion,
@@ -296,7 +262,7 @@ def begin(
         )
     torch.manual_seed(augment.seed_of(config.seed, "weights"))
     net = model.build(config.architecture, len(dataset.classes), dataset.pixels, config.width)
-    sample = torch.from_numpy(_sample(splits["train"], group))
+    sample = torch.from_numpy(sample_of(splits["train"], group))
     if starting is not None:
         model.load_starting_weights(net, starting.tensors, starting.source)
     elif config.starting_weights is None:
@@ -305,16 +271,6 @@ def begin(
     learner.settle(torch.from_numpy(splits["train"].sample(2)))
     training, validation = (_on(learner.device, splits[split], group, work.epochs) for split in SPLITS)
     return Training(desk, learner, work, config, training=training, validation=validation, ranks=group)
-
-
-def _sample(loaded: LoadedSplit | Streamed, group: Ranks) -> NDArray[np.uint8]:
-    """Of the images on which normalisation is measured, those that this rank holds."""
-    if isinstance(loaded, Streamed) or loaded.places is None:
-        return loaded.sample(NORMALISATION_IMAGES)
-    part = group.part(len(loaded.labels))
-    places = loaded.places[:NORMALISATION_IMAGES]
-    held: NDArray[np.uint8] = loaded.pixels[places[(places >= part.start) & (places < part.stop)] - part.start]
-    return held
 
 
 def _on(device: torch.device, loaded: LoadedSplit | Streamed, group: Ranks, epochs: int) -> Examples:
@@ -326,23 +282,6 @@ def _on(device: torch.device, loaded: LoadedSplit | Streamed, group: Ranks, epoc
     if loaded.places is None:
         return Resident(held, labels, loaded.release)
     return Shared(held, labels, torch.from_numpy(loaded.places), group, loaded.release)
-
-
-def statistics(pixels: Tensor, group: Ranks = ALONE) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, float32 (C,), of pixels scaled to 0..1, those of all ranks.
-
-    Computed from counts of the 256 values, so that neither the order of the images matters nor who holds them.
-    """
-    counts = torch.zeros(pixels.shape[3], 256, dtype=torch.float64)
-    for start in range(0, len(pixels), BLOCK_IMAGES):
-        channels = pixels[start : start + BLOCK_IMAGES].flatten(0, 2).T
-        counts += torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
-    counts = group.summed(counts)
-    shares = counts / counts.sum(1, keepdim=True)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ values
-    variance = (shares @ values.square() - mean.square()).clamp(min=0)
-    return mean.float(), variance.sqrt().float()
 
 
 def _finish(desk: Desk, lease: Lease, dataset: DatasetVersion, config: TrainConfig, training: Training) -> TrainingRun:

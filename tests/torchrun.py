@@ -18,7 +18,7 @@ from pipeline.settings import Settings
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 SCRIPT = Path(__file__).parent / "distributed_process.py"
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """For what takes seconds on a quiet machine."""
 
 

@@ -32,6 +32,8 @@ CONFIG = TrainConfig(epochs=12, batch_size=24, learning_rate=0.1, shift=1)
 WISH = {"dataset": "pictures", "config": CONFIG.model_dump(mode="json")}
 TIMELESS = {"images_per_s", "seconds"}
 
+pytestmark = pytest.mark.timeout(900)  # each rank is a process that imports torch, beside others on a busy machine
+
 Start = Callable[..., AbstractContextManager[Torchrun]]
 
 

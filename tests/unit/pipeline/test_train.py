@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import checkpoints, prepare, train, training_runs
+from pipeline import checkpoints, prepare, starting_point, train, training_runs
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig
 from pipeline.errors import InvalidInput, TrainingStopped
 from pipeline.images import encode_png
@@ -165,9 +165,9 @@ def test_wrong_starting_weights(
 def test_statistics(seed: int, channels: int, images: int) -> None:
     """Mean and deviation are those of the pixels scaled to 0..1, channel by channel, in any order of the images."""
     pixels = np.random.default_rng(seed).integers(0, 256, (images, 7, 5, channels), dtype=np.uint8)
-    mean, std = train.statistics(torch.from_numpy(pixels))
+    mean, std = starting_point.statistics(torch.from_numpy(pixels))
     np.testing.assert_allclose(mean, (pixels / 255).mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(std, (pixels / 255).std((0, 1, 2)), atol=1e-6)
-    again = train.statistics(torch.from_numpy(pixels[::-1].copy()))
+    again = starting_point.statistics(torch.from_numpy(pixels[::-1].copy()))
     assert torch.equal(mean, again[0])
     assert torch.equal(std, again[1])
