@@ -103,7 +103,8 @@ class Trial:
             return self._trained(_held(self.pixels, self.labels), config)
         store = Store(MemoryStore(), "memory://datasets")
         layout = packed(store, self.pixels, self.labels, ROWS)
-        with Streamed(store, layout, Path(folder), slots_for(window // 2) * ROWS * self.pixels[0].size) as streamed:
+        room = slots_for(window // 2) * ROWS * self.pixels[0].size
+        with Streamed(store, layout, Path(folder), disk_bytes=room) as streamed:
             return self._trained(streamed, config)
 
     def _trained(self, images: LoadedSplit | Streamed, config: TrainConfig) -> float:

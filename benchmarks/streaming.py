@@ -50,7 +50,8 @@ BATCH = 128
 WORKERS = 2
 ROUNDS = 5
 CPU = torch.device("cpu")
-ROOM = 1 << 30
+ROOM, MEMORY = 1 << 30, 4 << 30
+"""Of disk; and of memory, as by default."""
 STORE, DISK = "streamed from the store", "streamed from local disk"
 
 
@@ -66,7 +67,7 @@ class Workload:
         return f"{self.images:,} images of {self.side}x{self.side}x{self.channels}"
 
 
-WORKLOADS = (Workload(100_000, 28, 1), Workload(2_000, 128, 3))
+WORKLOADS = (Workload(60_000, 28, 1), Workload(1_500, 128, 3))
 
 
 def main() -> None:
@@ -119,7 +120,7 @@ def measure_speed(workload: Workload, turns: int, peers: str | None) -> None:
 
 def epoch(store: Store, layout: SplitLayout, folder: str) -> tuple[float, float]:
     """Images per second from the opened window to the last batch, and CPU microseconds per image."""
-    with Streamed(store, layout, Path(folder), ROOM) as examples:
+    with Streamed(store, layout, Path(folder), disk_bytes=ROOM, memory_bytes=MEMORY) as examples:
         examples.on(CPU, 1)
         began, used, seen = time.perf_counter(), time.process_time(), 0
         for batch in examples.batches(0, 0, -(-len(layout.labels) // BATCH), 0):

@@ -61,9 +61,10 @@ def placed_splits(
                 freed_memory.keep_little()
                 layout = layout_of(store, version, split)
                 freed_memory.give_back()
-                splits[split] = stack.enter_context(Streamed(store, layout, scratch, rooms[split], group))
+                room: Any = {"disk_bytes": rooms[split], "memory_bytes": memory_mb << 20, "group": group}
+                splits[split] = stack.enter_context(Streamed(store, layout, scratch, **room))
             else:
-                room: Any = {"memory_mb": memory_mb, "scratch": scratch, "part": group.rank, "parts": group.world}
+                room = {"memory_mb": memory_mb, "scratch": scratch, "part": group.rank, "parts": group.world}
                 splits[split] = datasets.load_split(store, version, split, **room, on_progress=on_progress)
         yield splits
 

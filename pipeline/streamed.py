@@ -35,6 +35,8 @@ from pipeline.windowed_order import Order, epoch_order, shards_in_turn
 WINDOW = 256
 """Shards whose images are mixed, where the disk has room for them."""
 SAMPLED_SHARDS = 32
+MAPPED_AROUND = 64 << 10
+"""What the system maps with an image that is read, in bytes."""
 MINIMUM_PART = 2
 """Images of a batch that each rank has at least: one alone has no variance."""
 
@@ -49,6 +51,7 @@ class Streamed:
         layout: of the split.
         folder: where the room is; by default the system's own for temporary files.
         disk_bytes: what it may take there.
+        memory_bytes: what of it may be in memory at a time.
         group: the ranks that share the images.
 
     Attributes:
@@ -61,12 +64,20 @@ class Streamed:
     """
 
     def __init__(
-        self, store: Store, layout: SplitLayout, folder: Path | None, disk_bytes: int, group: Ranks = ALONE
+        self,
+        store: Store,
+        layout: SplitLayout,
+        folder: Path | None,
+        *,
+        disk_bytes: int,
+        memory_bytes: int = 0,
+        group: Ranks = ALONE,
     ) -> None:
         self.labels = torch.from_numpy(layout.labels)
         self._shape = datasets.shape_of(layout.version)
+        self._image = int(np.prod(self._shape))
         self._slot = int(layout.sizes.max(initial=1))
-        slots = disk_bytes // (self._slot * int(np.prod(self._shape)))
+        slots = disk_bytes // (self._slot * self._image)
         fits = slots >= len(layout.names)
         self.half = (WINDOW if fits else min(WINDOW, slots - AHEAD)) // 2
         if self.half < 1:
@@ -81,6 +92,8 @@ class Streamed:
         self._sizes = torch.from_numpy(layout.sizes)
         self._everyone = range(group.world)
         self._name = (group.rank,) if group.rank else ()
+        self._memory = memory_bytes
+        self._mapped = 0
         self._epochs: int | None = None
         self._turns = 0
         self._window: ShardWindow | None = None
@@ -146,8 +159,10 @@ class Streamed:
         yield from [None] * (most - int(blocks[shards].sum()))
 
     def release(self) -> None:
-        """Let go of the memory of what was read."""
-        self._file.release()
+        """Let go of the memory of what was read, once it may be more than there should be."""
+        if self._mapped > self._memory < self._slots * self._slot * self._image:
+            self._file.release()
+            self._mapped = 0
 
     def _drawn(self, window: ShardWindow, order: Order, epoch: int, positions: range) -> Iterator[Batch | None]:
         """One batch: the images at some positions of the epoch."""
@@ -171,6 +186,7 @@ class Streamed:
                 yield
 
     def _read(self, window: ShardWindow, shards: Tensor, rows: Tensor) -> Tensor:
+        self._mapped += len(rows) * (self._image + MAPPED_AROUND)
         return torch.from_numpy(window.read(shards.numpy(), rows.numpy()))
 
     def _at_hand(self, half: int, shards_of: Sequences) -> ShardWindow:
@@ -207,7 +223,7 @@ class Streamed:
         )
 
     def _too_little(self, layout: SplitLayout, disk_bytes: int) -> InvalidInput:
-        needed = slots_for(1) * self._slot * int(np.prod(self._shape))
+        needed = slots_for(1) * self._slot * self._image
         return InvalidInput(
             f"{disk_bytes >> 20:,} MiB of disk are too few to stream images of {layout.version.dataset!r} through: set "
             f"SAFELIGHT_TRAINING_DISK_MB to {-(-needed >> 20):,} or more, and see that so much is free."

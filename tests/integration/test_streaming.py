@@ -235,7 +235,7 @@ def test_preparing_and_collecting_garbage_beside_it_changes_nothing(
     for disturbed in (False, True):
         layout = layout_of(zones.datasets, version, "train")
         room = slots_for(2) * int(layout.sizes.max()) * SIDE**2
-        with Streamed(zones.datasets, layout, tmp_path, room) as examples:
+        with Streamed(zones.datasets, layout, tmp_path, disk_bytes=room) as examples:
             batches = (batch for batch in examples.batches(0, 0, 20, 0) if batch is not None)
             images = [next(batches).pixels.numpy().tobytes()]
             if disturbed:
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_images(settings: Settings, version: Datas
     zones = open_zones(settings)
     layout = layout_of(zones.datasets, version, "train")
     process = psutil.Process()
-    with Streamed(zones.datasets, layout, tmp_path, ROOM["disk_mb"] << 20) as examples:
+    with Streamed(zones.datasets, layout, tmp_path, disk_bytes=ROOM["disk_mb"] << 20) as examples:
         grown = []
         for epoch in range(2):
             for batch in examples.batches(0, epoch, 40, 0):

@@ -62,7 +62,7 @@ def opened(
     """A split that is streamed through room for so many shards."""
     layout = layout_of(zones.datasets, version, split)
     room = slots * int(layout.sizes.max()) * int(np.prod(datasets.shape_of(version)))
-    with Streamed(zones.datasets, layout, folder, room, group) as examples:
+    with Streamed(zones.datasets, layout, folder, disk_bytes=room, group=group) as examples:
         yield examples.on(CPU, epochs)
 
 
@@ -213,7 +213,7 @@ def test_too_little_room_is_one_sentence(zones: Zones, version: DatasetVersion, 
     """A person learns how much disk is needed at least, and which setting says so."""
     layout = layout_of(zones.datasets, version, "train")
     with pytest.raises(InvalidInput, match=r"^0 MiB of disk are too few .* SAFELIGHT_TRAINING_DISK_MB to 1 or more"):
-        Streamed(zones.datasets, layout, tmp_path, 100)
+        Streamed(zones.datasets, layout, tmp_path, disk_bytes=100)
 
 
 def test_a_run_stopped_at_each_step_ends_the_same(zones: Zones, version: DatasetVersion, tmp_path: Path) -> None:
