@@ -122,7 +122,7 @@ def predict(
         StoreError: an object was altered, or the store stayed away or refuses.
     """
     url, folder = batches.address(prefix, zones.images.url)
-    source = zones.images if open_source is None or url == zones.images.url else open_source(url)
+    source = (open_source or _only(zones.images))(url)
     question = Question(url, folder, model, version, name)
     models, predictions = zones.models, zones.predictions
     freed_memory.keep_little()
@@ -161,6 +161,17 @@ def summary(result: BatchResult) -> list[str]:
     if result.new and result.found:
         lines.insert(1, f"{result.found:,} of {len(batch.parts):,} files were there, from a run before this one")
     return lines
+
+
+def _only(images: Store) -> Callable[[str], Store]:
+    """Opens the images zone, and nothing else."""
+
+    def opened(url: str) -> Store:
+        if url != images.url:
+            raise InvalidInput(f"{url} is not the images zone: give a folder of {images.url}.")
+        return images
+
+    return opened
 
 
 def _begun(models: Store, predictions: Store, question: Question) -> Work | None:

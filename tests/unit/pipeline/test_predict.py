@@ -182,6 +182,7 @@ def test_a_version_or_alias_may_be_asked_for(zones: Zones) -> None:
     ("options", "kind", "said"),
     [
         ({"folder": "nothing/here"}, NotFound, r"Nothing is stored below memory://images/nothing/here/"),
+        ({"folder": "s3://elsewhere/a"}, InvalidInput, "s3://elsewhere is not the images zone"),
         ({"version": "20261122T000000Z-00000000"}, NotFound, "no version '20261122T000000Z-00000000'; it has"),
         ({"version": "challenger"}, NotFound, "no alias 'challenger'"),
         ({"name": "Monday!"}, InvalidInput, "'Monday!' is not the name of a batch"),
