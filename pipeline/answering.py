@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import batches, images, raw, registry
+from pipeline import batch_plans, batches, images, raw, registry
 from pipeline.ahead import ahead
 from pipeline.artifacts import PixelSpec
 from pipeline.batches import BatchPart, Part
@@ -106,13 +106,13 @@ def answer_part(
     cv2.setNumThreads(1)
     manifest = registry.read_manifest(models, part.model, part.version)
     model = OnnxModel(registry.load_file(models, manifest, "model.onnx"))
-    listed = batches.read_listing(predictions, part.listing)
+    listed = batch_plans.read_listing(predictions, part.listing)
     answers = _answers(
         source, listed, part.prefix, _Model(manifest.pixels, model, decode_threads or os.cpu_count() or 1)
     )
     rows, left_out = _rows(listed, answers, manifest)
     data = batches.encode_part(part, rows, manifest.classes, left_out)
-    return batches.described(predictions, part.key, predictions.write_once(part.key, data), part.plan)
+    return batches.described(predictions, part, predictions.write_once(part.key, data))
 
 
 def why_unread(path: str, size: int) -> str | None:

@@ -6,7 +6,7 @@ where the batch looks for it. Parts are written once, so that one that is done t
 
 import os
 
-from pipeline import answering, batches, freed_memory
+from pipeline import answering, batch_plans, freed_memory
 from pipeline.batches import BatchPart, Part
 from pipeline.errors import InvalidSettings
 from pipeline.far_packing import opened, share_of_cores
@@ -63,5 +63,5 @@ def _found_nothing(zones: Zones, part: Part, made: BatchPart) -> bool:
     """Whether it saw no image of the part, though the first one is there."""
     if made.left_out != {answering.GONE: made.rows} or part.source != zones.images.url:
         return False
-    first = batches.read_listing(zones.predictions, part.listing)["key"][0].as_py()
+    first = batch_plans.read_listing(zones.predictions, part.listing)["key"][0].as_py()
     return zones.images.head(first) is not None

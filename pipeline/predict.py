@@ -21,9 +21,10 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from pipeline import aliases, answering, batches, freed_memory, registry
+from pipeline import aliases, answering, batch_plans, batches, freed_memory, registry
 from pipeline.artifacts import Record, utc_now
-from pipeline.batches import LISTED, BatchManifest, BatchPart, Part, Place, Plan
+from pipeline.batch_plans import LISTED, Plan
+from pipeline.batches import BatchManifest, BatchPart, Part, Place
 from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.rows_on_disk import Rows, Sorter
@@ -121,7 +122,7 @@ def predict(
         Conflict: what it had begun was removed meanwhile.
         StoreError: an object was altered, or the store stayed away or refuses.
     """
-    url, folder = batches.address(prefix, zones.images.url)
+    url, folder = batch_plans.address(prefix, zones.images.url)
     source = (open_source or _only(zones.images))(url)
     question = Question(url, folder, model, version, name)
     models, predictions = zones.models, zones.predictions
@@ -178,13 +179,13 @@ def _begun(models: Store, predictions: Store, question: Question) -> Work | None
     """The unfinished batch that this question is about, if there is one."""
     registry.check_name("model", question.model)
     if question.name is None:
-        for place, plan in batches.unfinished(predictions, question.model):
+        for place, plan in batch_plans.unfinished(predictions, question.model):
             if place.name == plan.identity[:16] and _is_asked(plan, question) and plan.asked == question.asked:
                 return Work(place, plan)
         return None
     registry.check_name("batch", question.name)
     place = Place(question.model, question.name)
-    found = batches.read_plan(predictions, place)
+    found = batch_plans.read_plan(predictions, place)
     if found is None or batches.read_manifest(predictions, place) is not None:
         return None
     version = question.version and aliases.resolve(models, question.model, question.version).version
@@ -205,7 +206,7 @@ def _drafted(source: Store, models: Store, question: Question, scratch: Path | N
     if not len(listing):
         raise NotFound(f"Nothing is stored below {source.url}/{question.prefix}/: check the prefix, which is a folder.")
     plan = Plan(
-        identity=batches.identity(source.url, question.prefix, question.model, version, listing),
+        identity=batch_plans.identity(source.url, question.prefix, question.model, version, listing),
         source=source.url,
         prefix=question.prefix,
         model=question.model,
@@ -216,7 +217,7 @@ def _drafted(source: Store, models: Store, question: Question, scratch: Path | N
         segments=(),
     )
     place = Place(question.model, question.name or plan.identity[:16])
-    return Work(place, plan, listing, max(1, min(batches.PART_OBJECTS, batches.PART_NUMBERS // len(classes))))
+    return Work(place, plan, listing, max(1, min(batch_plans.PART_OBJECTS, batch_plans.PART_NUMBERS // len(classes))))
 
 
 def _listed(source: Store, prefix: str, scratch: Path | None, on_progress: OnProgress) -> Rows:
@@ -234,10 +235,10 @@ def _listed(source: Store, prefix: str, scratch: Path | None, on_progress: OnPro
 def _stored_plan(predictions: Store, work: Work) -> Plan:
     """The plan by which the batch is made, stored."""
     place, wanted = work.place, work.plan
-    plan = batches.read_plan(predictions, place)
+    plan = batch_plans.read_plan(predictions, place)
     if plan is None and work.listing is not None:
-        segments = batches.write_listing(predictions, place, batches.cut(work.listing, work.part_rows))
-        plan = batches.write_plan(predictions, place, wanted.model_copy(update={"segments": segments}))
+        segments = batch_plans.write_listing(predictions, place, batch_plans.cut(work.listing, work.part_rows))
+        plan = batch_plans.write_plan(predictions, place, wanted.model_copy(update={"segments": segments}))
     if plan is None:
         raise Conflict(f"The batch {place.name} of model {place.model} was removed meanwhile: predict again.")
     if plan.identity != wanted.identity:
@@ -253,13 +254,13 @@ def _answered(
     on_progress: OnProgress,
 ) -> tuple[list[BatchPart], int]:
     """All parts, those that are missing answered now, and how many were there."""
-    parts = batches.parts_of(place, plan)
-    keys = {each.key for each in parts}
-    stored = [each for each in predictions.listing(place.folder) if each.key in keys]
+    parts = batch_plans.parts_of(place, plan)
+    by_key = {each.key: each for each in parts}
+    stored = [each for each in predictions.listing(place.folder) if each.key in by_key]
     done: dict[str, BatchPart] = {}
     for each, data in predictions.read_many(stored):
         if data is not None:
-            done[each.key] = batches.described(predictions, each.key, data, plan.identity)
+            done[each.key] = batches.described(predictions, by_key[each.key], data)
     found, rows = len(done), sum(part.rows for part in done.values())
     on_progress(Progress("answering", rows, plan.objects, note=f"{found:,} parts were there" if found else ""))
     for part in mapped([each for each in parts if each.key not in done]):

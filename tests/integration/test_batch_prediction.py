@@ -20,7 +20,7 @@ from integration.test_same_answer import SIDES, picture
 from live_server import wait_until
 from serving_process import Start
 
-from pipeline import batches, fan_out, garbage, images
+from pipeline import batch_plans, fan_out, garbage, images
 from pipeline.batches import Place
 from pipeline.errors import StoreError
 from pipeline.predict import BatchResult
@@ -35,17 +35,17 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PART = 40
 SMALL_PARTS = f"""
 import sys
-from pipeline import batches
+from pipeline import batch_plans
 from pipeline.cli import main
 
-batches.PART_OBJECTS = {PART}
+batch_plans.PART_OBJECTS = {PART}
 main()
 """
 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "PART_OBJECTS", PART)
+    monkeypatch.setattr(batch_plans, "PART_OBJECTS", PART)
 
 
 def command(*words: str) -> list[str]:

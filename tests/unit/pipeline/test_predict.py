@@ -10,7 +10,7 @@ import tiny_models
 from batch_predictions import FOLDER, MODEL, champion, keys, predicted, put, rows
 from mortal_store import KilledError, MortalStore
 
-from pipeline import aliases, batches, predict
+from pipeline import aliases, batch_plans, batches, predict
 from pipeline.batches import BatchPart, Part, Place
 from pipeline.errors import Conflict, Corrupted, InvalidInput, NotFound
 from pipeline.predict import AnswerPart
@@ -20,7 +20,7 @@ from pipeline.zones import Zones
 @pytest.fixture
 def zones(monkeypatch: pytest.MonkeyPatch) -> Zones:
     """Zones with 50 pictures and a champion; parts are of 20 objects."""
-    monkeypatch.setattr(batches, "PART_OBJECTS", 20)
+    monkeypatch.setattr(batch_plans, "PART_OBJECTS", 20)
     made = synthetic.memory_zones()
     champion(made)
     put(made, range(50))
@@ -208,13 +208,14 @@ def test_without_a_champion_it_says_so() -> None:
         predicted(zones)
 
 
-def test_a_foreign_part_is_refused(zones: Zones) -> None:
-    """What another program put under the name of a part is never taken for answers."""
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_foreign_part_is_refused(zones: Zones, foreign: bool) -> None:
+    """What another program, or another part, left under the name of a part is never taken for its answers."""
     with pytest.raises(KilledError):
         predicted(zones, name="monday", map_parts=killed_after(1))
-    key = f"_batch/{MODEL}/monday/part-00001.parquet"
-    zones.predictions.put(key, b"anything")
-    with pytest.raises(Corrupted, match=rf"{key} is no part of this batch"):
+    first, second = (f"_batch/{MODEL}/monday/part-0000{number}.parquet" for number in range(2))
+    zones.predictions.put(second, b"anything" if foreign else zones.predictions.get(first))
+    with pytest.raises(Corrupted, match=rf"{second} is no part of this batch"):
         predicted(zones, name="monday")
 
 
