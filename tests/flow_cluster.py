@@ -42,6 +42,7 @@ class FlowCluster:
 
     cluster: Cluster
     stack: Stack
+    manifests: Mapping[str, Manifest]
 
     def jobs(self, run: str) -> list[Manifest]:
         """The Jobs that a run has now."""
@@ -60,6 +61,14 @@ class FlowCluster:
         """What a ServiceAccount wanted of the cluster: verb, group of the API and resource."""
         user = account(self.cluster.namespace, name)
         return {each[1:] for each in self.cluster.access.asked if each[0] == user}
+
+    def set_up_again(self) -> None:
+        """What an upgrade does: the Job of the set-up is deleted and applied."""
+        job = self.manifests["Job/prefect-init"]
+        self.cluster.delete("Job", "prefect-init", propagationPolicy="Foreground")
+        until(lambda: not self.cluster.objects("Job", "app.kubernetes.io/name=prefect-init"), 60, "end of the last one")
+        self.cluster.apply([job])
+        until(lambda: _is_registered(self.cluster), 120, "completed Job prefect-init")
 
     def lose_node_of(self, run: str) -> None:
         """Let a run's pod be on a node that is gone: it is said to run for ever, but is not ready any more."""
@@ -144,7 +153,7 @@ def flow_cluster(home: Path, settings: Settings, manifests: Mapping[str, Manifes
             Node("gpu-1", **node, labels=GPU_NODE, allocatable={"nvidia.com/gpu": "1"}, taints=(GPU_TAINT,)),
         ]
         with kube_api.started(home, nodes=nodes) as cluster:
-            flows = FlowCluster(cluster, stack)
+            flows = FlowCluster(cluster, stack, manifests)
             cluster.apply(_secrets(stack, settings))
             deployment = manifests["Deployment/prefect-worker"]
             cluster.apply([_with_store(each, settings) for each in manifests.values() if each is not deployment])

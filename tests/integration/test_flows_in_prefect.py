@@ -83,10 +83,11 @@ def test_registering_twice_doubles_nothing(stack: Stack) -> None:
     [
         ({"PREFECT_API_AUTH_STRING": "admin:wrong"}, "PREFECT_API_AUTH_STRING"),
         ({"PREFECT_API_URL": ""}, "PREFECT_API_URL is not set"),
+        ({"SAFELIGHT_WORK_POOL": "kubernetes"}, "is of type process, which cannot be changed"),
     ],
 )
 def test_a_mistake_in_the_surroundings_is_one_sentence(stack: Stack, environ: dict[str, str], said: str) -> None:
-    """Wrong credentials and a missing address are named, without a traceback."""
+    """Wrong credentials, a missing address and a pool of another kind are named, without a traceback."""
     log = stack.home / "pipeline.prefect_init.log"
     before = len(log.read_text())
     assert stack.module("pipeline.prefect_init", **environ).wait(60) in {1, 2}

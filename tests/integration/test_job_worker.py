@@ -9,6 +9,7 @@ import pytest
 from flow_cluster import BROKEN, COMPLAINT, IDLE, IMAGE, ROOT, FlowCluster, flow_cluster, ours, rendered
 from prefect_stack import until
 
+from pipeline import run_jobs
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.timeout(900)
@@ -130,6 +131,21 @@ def test_a_training_goes_where_a_gpu_is_or_waits_until_it_is_cancelled(flows: Fl
         flows.stack.cancel(run)
         assert flows.stack.ended(run, 90)["type"] == "CANCELLED"
     until(lambda: not flows.jobs(too_large), 60, "end of the Job")
+
+
+def test_set_up_again_it_has_what_is_new_and_what_people_chose(flows: FlowCluster) -> None:
+    """After an upgrade the Job `prefect-init` is applied anew: template and resources are ours, a limit is theirs."""
+    older = run_jobs.base_job_template()
+    older["variables"]["properties"]["memory"]["default"] = "1Gi"
+    flows.stack.ask("PATCH", "work_pools/safelight", {"base_job_template": older, "concurrency_limit": 7})
+    flows.set_up_again()
+    pool = flows.stack.ask("GET", "work_pools/safelight")
+    assert pool["type"] == "kubernetes"
+    assert pool["base_job_template"] == run_jobs.base_job_template()
+    assert pool["concurrency_limit"] == 7
+    for flow, asked in MANIFESTS["ConfigMap/flow-resources"]["data"].items():
+        name = flow.removesuffix(".json")
+        assert flows.stack.ask("GET", f"deployments/name/{name}/{name}")["job_variables"] == json.loads(asked)
 
 
 def test_a_run_whose_node_is_lost_comes_back(flows: FlowCluster, lost: str) -> None:
