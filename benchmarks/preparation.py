@@ -88,7 +88,9 @@ def turn(zones: Zones, settings: Settings, count: int, workers: list[psutil.Proc
         chunks=task_runners.least_items(settings.task_runner),
         decode_threads=settings.decode_threads,
     )
-    return Speed(count / (time.perf_counter() - begun), count / (spent(workers) - used))
+    reached = Speed(count / (time.perf_counter() - begun), count / (spent(workers) - used))
+    print(f"{settings.task_runner}, {settings.decode_threads}: {reached}", file=sys.stderr, flush=True)
+    return reached
 
 
 def spent(workers: list[psutil.Process]) -> float:
