@@ -56,18 +56,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--batch-size", type=int, default=TrainConfig().batch_size, help="images per step")
+    parser.add_argument("--images", type=int, default=60_000, help="images of the epoch")
     parser.add_argument("--cache", type=Path, default=Path(".safelight/cache"), help="where a download is kept")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        epoch(options.cache, options.batch_size)
+        epoch(options.cache, options.images, options.batch_size)
         return
     fashion_mnist.load(options.cache)
     print(f"{'kind':8}{'images/s':>9}{'wall s':>8}{'cpu s':>8}{'loss':>8}")
     speeds: dict[str, list[Speed]] = {kind: [] for kind in KINDS}
     for _ in range(options.rounds):
         for kind in KINDS:
-            speed = measured(kind, options.cache, options.batch_size)
+            speed = measured(kind, options.cache, options.images, options.batch_size)
             speeds[kind].append(speed)
             print(
                 f"{kind:8}{speed.images_per_s:9,.0f}{speed.wall_s:8.1f}{speed.cpu_s:8.1f}{speed.loss:8.4f}", flush=True
@@ -79,12 +80,13 @@ def main() -> None:
         print(f"{kind}: {speed:,.0f} images/s, {median(ratios):.2f} times {REFERENCE} ({spread}), {cpu_s:.1f} s of CPU")
 
 
-def measured(kind: str, cache: Path, batch_size: int) -> Speed:
+def measured(kind: str, cache: Path, images: int, batch_size: int) -> Speed:
     """One epoch by so many processes."""
     processes, threads = KINDS[kind]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    own = ["-m", "benchmarks.distributed", "--rank", "--cache", str(cache), "--batch-size", str(batch_size)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), *own]
+    own = {"--cache": str(cache), "--images": str(images), "--batch-size": str(batch_size)}
+    program = ["-m", "benchmarks.distributed", "--rank", *(word for option in own.items() for word in option)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *program]
     environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     before, began = os.times(), time.perf_counter()
     said = subprocess.check_output(command, env=environ, text=True)
@@ -94,9 +96,9 @@ def measured(kind: str, cache: Path, batch_size: int) -> Speed:
     return Speed(line["images_per_s"], wall_s, cpu_s, line["loss"])
 
 
-def epoch(cache: Path, batch_size: int) -> None:
+def epoch(cache: Path, count: int, batch_size: int) -> None:
     """One rank's epoch; the first one prints it."""
-    images, labels = fashion_mnist.load(cache)["train"]
+    images, labels = (part[:count] for part in fashion_mnist.load(cache)["train"])
     config = TrainConfig(epochs=1, batch_size=batch_size)
     dataset = DatasetVersion(
         dataset=fashion_mnist.NAME, version="0" * 16, classes=fashion_mnist.CLASSES, pixels=PIXELS, counts={}

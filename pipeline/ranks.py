@@ -62,7 +62,7 @@ class Ranks:
         return self.world > 1
 
     def device(self, wanted: torch.device) -> torch.device:
-        """The device for this rank: of several GPUs its own.
+        """The device for this rank: of several GPUs its own, which becomes the process's current one.
 
         Raises:
             InvalidInput: this machine has fewer GPUs than processes.
@@ -74,6 +74,7 @@ class Ranks:
                 f"Process {self.local + 1} of this machine has no GPU of its own, since there are "
                 f"{torch.cuda.device_count()}: start as many (--nproc-per-node), or set SAFELIGHT_DEVICE=cpu."
             )
+        torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
 
     def part(self, count: int) -> slice:

@@ -194,7 +194,7 @@ def _trained(
         group=room.group,
         on_progress=_stoppable(desk.on_progress, desk.should_stop, desk.run),
     )
-    with places as splits, torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+    with places as splits, torch.random.fork_rng(_gpus(room)):
         try:
             training = begin(
                 *(desk, dataset, config, splits),
@@ -210,6 +210,13 @@ def _trained(
                 "of the batch, lower batch_size, or prepare smaller images."
             ) from error
     return training
+
+
+def _gpus(room: Room) -> list[int]:
+    """Those whose random numbers this process draws: one of several ranks has its own alone."""
+    if room.group.several:
+        return [] if room.device.index is None else [room.device.index]
+    return list(range(torch.cuda.device_count()))
 
 
 def _wanted_run(
