@@ -8,8 +8,8 @@ images in memory and checkpoints too:
 - **2 x 1**: two processes with one thread each, started by torchrun, which exchange images and gradients by gloo.
 
 They take turns, round after round, and what is compared is the rounds' ratios: a machine with other work to do is
-slower for all. Speeds are those of the steps, without start and loading, which are told beside: the seconds from start
-to end, and the processor time of all processes together.
+slower for all. Speeds are those of the steps, without start and loading; beside them stand the seconds from start to
+end, and the processor time of all processes for an image, in which waiting for cores that others have does not count.
 """
 
 import argparse
@@ -43,11 +43,11 @@ REFERENCE = "1 x 2"
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Images per second of an epoch; seconds from start to end, and of processor time in all; the epoch's loss."""
+    """Images per second of an epoch, microseconds of processor time for each, seconds in all, the epoch's loss."""
 
     images_per_s: float
+    cpu_us: float
     wall_s: float
-    cpu_s: float
     loss: float
 
 
@@ -64,20 +64,23 @@ def main() -> None:
         epoch(options.cache, options.images, options.batch_size)
         return
     fashion_mnist.load(options.cache)
-    print(f"{'kind':8}{'images/s':>9}{'wall s':>8}{'cpu s':>8}{'loss':>8}")
+    print(f"{'kind':8}{'images/s':>9}{'cpu us':>8}{'wall s':>8}{'loss':>8}")
     speeds: dict[str, list[Speed]] = {kind: [] for kind in KINDS}
     for _ in range(options.rounds):
         for kind in KINDS:
             speed = measured(kind, options.cache, options.images, options.batch_size)
             speeds[kind].append(speed)
-            print(
-                f"{kind:8}{speed.images_per_s:9,.0f}{speed.wall_s:8.1f}{speed.cpu_s:8.1f}{speed.loss:8.4f}", flush=True
-            )
+            values = f"{speed.images_per_s:9,.0f}{speed.cpu_us:8.0f}{speed.wall_s:8.1f}{speed.loss:8.4f}"
+            print(f"{kind:8}{values}", flush=True)
+    others = speeds.pop(REFERENCE)
     for kind, found in speeds.items():
-        ratios = [mine.images_per_s / other.images_per_s for mine, other in zip(found, speeds[REFERENCE], strict=True)]
-        speed, cpu_s = median(each.images_per_s for each in found), median(each.cpu_s for each in found)
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{kind}: {speed:,.0f} images/s, {median(ratios):.2f} times {REFERENCE} ({spread}), {cpu_s:.1f} s of CPU")
+        fast = [mine.images_per_s / other.images_per_s for mine, other in zip(found, others, strict=True)]
+        cheap = [other.cpu_us / mine.cpu_us for mine, other in zip(found, others, strict=True)]
+        print(f"{kind} against {REFERENCE}: images/s {_spread(fast)}, per second of processor time {_spread(cheap)}")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def measured(kind: str, cache: Path, images: int, batch_size: int) -> Speed:
@@ -88,12 +91,10 @@ def measured(kind: str, cache: Path, images: int, batch_size: int) -> Speed:
     program = ["-m", "benchmarks.distributed", "--rank", *(word for option in own.items() for word in option)]
     command = [sys.executable, *(torchrun if processes > 1 else []), *program]
     environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    before, began = os.times(), time.perf_counter()
+    began = time.perf_counter()
     said = subprocess.check_output(command, env=environ, text=True)
-    wall_s, after = time.perf_counter() - began, os.times()
-    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
     line = json.loads(said.strip().splitlines()[-1])
-    return Speed(line["images_per_s"], wall_s, cpu_s, line["loss"])
+    return Speed(line["images_per_s"], line["cpu_us"], time.perf_counter() - began, line["loss"])
 
 
 def epoch(cache: Path, count: int, batch_size: int) -> None:
@@ -111,10 +112,12 @@ def epoch(cache: Path, count: int, batch_size: int) -> None:
         }
         desk = Desk(store, lease if group.first else None, "run", silent, train.never)
         training = train.begin(desk, dataset, config, splits, device=torch.device("cpu"), group=group)
+        began = time.process_time()
         training.run()
+        cpu_s = group.summed(torch.tensor([time.process_time() - began])).item()
     if group.first:
         line = training.position.history[-1]
-        print(json.dumps({"images_per_s": line.images_per_s, "loss": line.train_loss}))
+        print(json.dumps({"images_per_s": line.images_per_s, "cpu_us": 1e6 * cpu_s / count, "loss": line.train_loss}))
 
 
 def held(images: NDArray[np.uint8], labels: NDArray[np.uint8], group: ranks.Ranks) -> LoadedSplit:
