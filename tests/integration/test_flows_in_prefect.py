@@ -209,7 +209,7 @@ def test_a_batch_prediction_that_died_goes_on_by_its_plan(working: Stack, settin
     put(zones, [600])
     assert working.ended(run)["type"] == "COMPLETED", working.log(run)
     assert "start 2 of at most 4" in working.log(run)
-    assert f"{MODEL} {slow.version} answered 600 of 600 objects" in working.log(run)
+    working.says(run, f"{MODEL} {slow.version} answered 600 of 600 objects")  # the log comes after the state
 
 
 def test_a_killed_worker_is_survived(stack: Stack, small: None) -> None:  # noqa: ARG001 - the images must be there
