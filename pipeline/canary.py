@@ -9,15 +9,12 @@
   proves that.
 """
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn
 
-import pyarrow.parquet as pq
-
-from pipeline import aliases, canary_counts, inference_server, proof, registry
+from pipeline import aliases, canary_counts, inference_server, parquet, proof, registry
 from pipeline.aliases import CHAMPION, AliasState, Canary, Mode
 from pipeline.artifacts import CanaryConfig, CanaryStep, utc_now
 from pipeline.canary_step import Doubt, OnStep, Ramp, Step, size
@@ -222,6 +219,6 @@ def _left(ramp: Ramp) -> str:
 
 def _answers(models: Store, manifest: ModelManifest) -> dict[bytes, tuple[int, str]]:
     """A version's stored test images, by digest: their class index, and the label that its evaluation gave to each."""
-    data = io.BytesIO(registry.load_file(models, manifest, PREDICTIONS))
-    rows = pq.read_table(data, columns=["image_digest", "label", "predicted"]).to_pylist()
+    data = registry.load_file(models, manifest, PREDICTIONS)
+    rows = parquet.read_table(data, ["image_digest", "label", "predicted"]).to_pylist()
     return {row["image_digest"]: (row["label"], manifest.classes[row["predicted"]]) for row in rows}

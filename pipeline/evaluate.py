@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import checkpoints, datasets, metrics, model, report
+from pipeline import checkpoints, datasets, metrics, model, parquet, report
 from pipeline.artifacts import EvaluationReport, Split, StoredFile, TrainingRun
 from pipeline.datasets import LoadedSplit
 from pipeline.errors import Corrupted, TrainingDiverged
@@ -182,11 +182,9 @@ def from_parquet(data: bytes, test: LoadedSplit, key: str) -> Answers:
         Corrupted: they are not answers on ``test``; ``key`` says which file that is.
     """
     try:
-        table = pq.read_table(
-            pa.BufferReader(data),
-            columns=["image_digest", "label", "predicted", "probability"],
-            page_checksum_verification=True,  # an evaluation that was cut short has no record yet that vouches for it
-        )
+        columns = ["image_digest", "label", "predicted", "probability"]
+        # An evaluation that was cut short has no record yet that vouches for it.
+        table = parquet.read_table(data, columns, verify=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise Corrupted(f"{key} cannot be read as Parquet: delete it and evaluate again.") from error
     if table["image_digest"].to_pylist() != [digest.tobytes() for digest in test.digests]:

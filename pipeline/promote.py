@@ -19,11 +19,9 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import aliases, datasets, images, registry
+from pipeline import aliases, datasets, images, parquet, registry
 from pipeline.aliases import CHALLENGER, CHAMPION
 from pipeline.artifacts import DatasetVersion, GateConfig, ModelVersion, PixelSpec, PromotionDecision
 from pipeline.errors import Conflict, Corrupted, NotFound
@@ -113,7 +111,7 @@ class _Answers:
 
 def _read_answers(zones: Zones, manifest: ModelManifest) -> _Answers:
     data = registry.load_file(zones.models, manifest, "predictions.parquet")
-    table = pq.read_table(pa.BufferReader(data), columns=["image_digest", "label", "predicted", "probability"])
+    table = parquet.read_table(data, ["image_digest", "label", "predicted", "probability"])
     digests: tuple[bytes, ...] = tuple(table["image_digest"].to_pylist())  # type: ignore[arg-type]  # no nulls
     labels = table["label"].to_numpy().astype(np.int64)
     predicted = table["predicted"].to_numpy().astype(np.int64)

@@ -5,7 +5,6 @@ process, said: that catches what the quality gate cannot see, namely a server th
 classes, in another way.
 """
 
-import io
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import datasets, registry
+from pipeline import datasets, parquet, registry
 from pipeline.errors import DeployFailed
 from pipeline.progress import OnProgress, Progress
 from pipeline.registry import ModelManifest
@@ -54,7 +52,7 @@ def smoke_set(zones: Zones, manifest: ModelManifest, count: int = SMOKE_IMAGES) 
         Corrupted: the predictions beside the model were altered.
         NotFound: the dataset version is gone.
     """
-    table = pq.read_table(io.BytesIO(registry.load_file(zones.models, manifest, PREDICTIONS)))
+    table = parquet.read_table(registry.load_file(zones.models, manifest, PREDICTIONS))
     rows = table.take(spread(table["label"].to_numpy().tolist(), count)).to_pylist()
     expected: dict[bytes, list[float]] = {row["image_digest"]: row["probabilities"] for row in rows}
     encoded = datasets.encoded_images(zones.images, zones.datasets, manifest.dataset, list(expected))
