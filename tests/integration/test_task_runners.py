@@ -1,5 +1,6 @@
 """Chunks packed by processes and by a real Dask cluster: the same dataset version, whoever dies meanwhile."""
 
+import gc
 import logging
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from pipeline.progress import OnProgress, Progress, silent
 from pipeline.settings import Settings
 from pipeline.zones import Zones
 
+# Dask drops its connections to a scheduler that was killed without closing them.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
 IMAGES = 240
 CHUNK = 20
 PREPARE = (sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "prepare", "cats")
@@ -37,12 +41,14 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch, zone_settings: Settings) -> None:
+def _small_chunks(monkeypatch: pytest.MonkeyPatch, zone_settings: Settings) -> Iterator[None]:
     """Many chunks of few images, and an environment in which a process of this one finds the store."""
     monkeypatch.setattr(packing, "CHUNK_IMAGES", CHUNK)
     for name, value in environ(zone_settings).items():
         if name.startswith("SAFELIGHT_"):
             monkeypatch.setenv(name, value)
+    yield
+    gc.collect()  # so that they are found here, and not by another test
 
 
 @pytest.fixture
