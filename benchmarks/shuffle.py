@@ -114,7 +114,7 @@ class Trial:
             desk = Desk(store, lease, "run", silent, train.never)
             training = train.begin(desk, _dataset(), config, splits, device=CPU)
             training.run()
-        probabilities = evaluate.predict(training.learner.model, self.test[0][..., None], CPU)
+        probabilities = evaluate.predict(training.learner.model, self.test[0][..., None].copy(), CPU)
         return float((probabilities.argmax(1) == self.test[1]).mean())
 
 

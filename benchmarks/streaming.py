@@ -116,7 +116,7 @@ def measure_speed(workload: Workload, turns: int, peers: str | None) -> None:
         table("images/s", {name: [speed for speed, _ in figures] for name, figures in reached.items()}, reference)
     print(f"\n{'CPU, without the store':50}{'us/image':>12}")
     for name, figures in reached.items():
-        print(f"  {name:48}{median(cpu for _, cpu in figures):12.2f}")
+        print(f"  {name:48}{median(cpu for _, cpu in figures):12.2f}", flush=True)
 
 
 def epoch(store: Store, layout: SplitLayout, folder: str) -> tuple[float, float]:

@@ -62,8 +62,8 @@ def item(pixels: torch.Tensor, labels: np.ndarray, number: int) -> dict[str, obj
 
 def by_litdata(told: dict[str, Any], cache: str) -> Iterable[Any]:
     """An epoch of litdata's, from the store."""
-    # Its fastest way to read knows https alone.
-    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # noqa: SLF001
+    # It reads by boto3 then, as where obstore is not installed: its way by obstore knows https alone.
+    downloader._OBSTORE_AVAILABLE = False  # noqa: SLF001
     dataset = litdata.StreamingDataset(
         told["where"], cache_dir=cache, shuffle=True, storage_options=told["storage_options"]
     )
