@@ -7,8 +7,9 @@ turns, and nothing is kept between rounds:
 - **streamed from the store**: what training does, with disk for half of the images; counted is everything from the
   opened window to the last batch, verification by SHA-256 included.
 - **streamed from local disk**: the same code on the same shards in a local folder.
-- **litdata**, **WebDataset**: from the store as well, 2 workers each, by a Python that has them: the one that runs
-  this, or ``--peers PYTHON``. Counted from their first batch on, so that the start of their workers does not count.
+- **WebDataset** from the store as well, **litdata** from local chunks (from this store its workers never came back), 2
+  workers each, by a Python that has them: the one that runs this, or ``--peers PYTHON``. Counted from their first batch
+  on, so that the start of their workers does not count.
 
 **Shuffle.** How well windows of several widths mix Fashion-MNIST packed in shards of 100 images of one class, the worst
 case: shards per batch; the spread of classes within batches, as chi-square per degree of freedom (1: as if drawn at
@@ -51,6 +52,7 @@ BATCH = 128
 WORKERS = 2
 ROUNDS = 5
 CPU = torch.device("cpu")
+PLACES = {"litdata": "local disk", "webdataset": "the store"}
 MEMORY = 4 << 30
 """As by default."""
 STORE, DISK = "streamed from the store", "streamed from local disk"
@@ -146,15 +148,12 @@ def peers_epochs(
     environ = os.environ | {"HOME": str(folder)}
     command = [python, str(script), json.dumps({"write": str(folder)})]
     subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for file in [*(folder / "litdata").iterdir(), *(folder / "webdataset").iterdir()]:
+    for file in (folder / "webdataset").iterdir():
         store.put(f"peers/{file.parent.name}/{file.name}", file.read_bytes())
         file.unlink()
-    key, secret = credentials(settings)
-    options = {"endpoint_url": settings.s3_endpoint, "region_name": settings.s3_region}
-    options |= {"aws_access_key_id": key, "aws_secret_access_key": secret}
     common = {"batch": BATCH, "workers": WORKERS, "shape": shape}
     told: dict[str, dict[str, Any]] = {
-        "litdata": {"where": f"{store.url}/peers/litdata", "storage_options": options},
+        "litdata": {"where": str(folder / "litdata")},
         "webdataset": {"urls": _presigned(settings, store)},
     }
     start = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True)
@@ -163,7 +162,7 @@ def peers_epochs(
         for by, special in told.items():
             process = stack.enter_context(start([python, str(script), json.dumps({"by": by} | common | special)]))
             _answer_of(process)
-            asked[f"{by} from the store, {WORKERS} workers"] = partial(_asked, process)
+            asked[f"{by} from {PLACES[by]}, {WORKERS} workers"] = partial(_asked, process)
         yield asked
 
 

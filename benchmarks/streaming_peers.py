@@ -2,7 +2,7 @@
 
 The one argument is a JSON object. With ``"write": folder`` it turns ``pixels.npy`` and ``labels.npy`` of that folder
 into litdata's chunks and WebDataset's tar files there, raw pixels in both, so that nothing has to be decoded. Else, for
-each line that comes in, an epoch is read from the store, shuffled, in batches, with nothing kept from the epoch before,
+each line that comes in, an epoch is read, shuffled, in batches, with nothing kept from the epoch before,
 and its images per second and CPU seconds per million images are printed. The clock starts at the first batch, so that
 the start of worker processes does not count.
 """
@@ -21,7 +21,6 @@ import litdata
 import numpy as np
 import torch
 import webdataset
-from litdata.streaming import downloader
 
 FILE_BYTES = 64 << 20
 """Of chunks and tar files: what both recommend, or near it."""
@@ -61,12 +60,8 @@ def item(pixels: torch.Tensor, labels: np.ndarray, number: int) -> dict[str, obj
 
 
 def by_litdata(told: dict[str, Any], cache: str) -> Iterable[Any]:
-    """An epoch of litdata's, from the store."""
-    # It reads by boto3 then, as where obstore is not installed: its way by obstore knows https alone.
-    downloader._OBSTORE_AVAILABLE = False  # noqa: SLF001
-    dataset = litdata.StreamingDataset(
-        told["where"], cache_dir=cache, shuffle=True, storage_options=told["storage_options"]
-    )
+    """An epoch of litdata's, from local files."""
+    dataset = litdata.StreamingDataset(told["where"], cache_dir=cache, shuffle=True)
     return litdata.StreamingDataLoader(dataset, batch_size=told["batch"], num_workers=told["workers"])
 
 
