@@ -6,8 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,10 @@ import pytest
 import small_training as small
 import synthetic
 import torch
+import trainings
 from environs import environ
 from gate import Gate
+from trainings import Process, read_until, result_of
 
 from pipeline import checkpoints, datasets, garbage, prepare, shards, train
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig, TrainingRun
@@ -29,8 +30,7 @@ from pipeline.streamed import Streamed
 from pipeline.unreferenced import Limits
 from pipeline.zones import Zones, open_zones
 
-SCRIPT = Path(__file__).parents[1] / "train_process.py"
-RANK = SCRIPT.with_name("streaming_rank.py")
+RANK = Path(__file__).parents[1] / "streaming_rank.py"
 SIDE = 32
 IMAGES = 3000
 CLASSES = 3
@@ -38,8 +38,6 @@ CONFIG = TrainConfig(epochs=4, batch_size=64, learning_rate=0.1, shift=1, width=
 ROOM = {"memory_mb": 0, "disk_mb": 1}
 """Less than half of the training split, in memory nothing."""
 PREPARE = PrepareConfig(size=SIDE)
-
-Process = subprocess.Popen[str]
 
 
 def put(zones: Zones, numbers: range) -> None:
@@ -88,33 +86,10 @@ def expected(
     return run, checkpoints.load_weights(elsewhere.checkpoints, run)
 
 
-@contextmanager
-def training(settings: Settings, scratch: Path, **options: object) -> Iterator[Process]:
-    """A process that trains on the dataset with little room in ``scratch``; killed at the end, should it still run."""
-    more = {"SAFELIGHT_CHECKPOINTS_URL": settings.checkpoints_url or "", "TMPDIR": str(scratch)}
-    told = environ(settings, OMP_NUM_THREADS=str(torch.get_num_threads()), OMP_WAIT_POLICY="PASSIVE", **more)
-    wish = json.dumps({"dataset": "pictures", "config": CONFIG.model_dump(mode="json")} | ROOM | options)
-    with subprocess.Popen([sys.executable, str(SCRIPT), wish], env=told, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: Process, beginning: str) -> str:
-    """The first line of a process that begins so."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(beginning):
-            return line
-    raise AssertionError(f"the process ended without {beginning!r}; it said: {''.join(lines)}")
-
-
-def result_of(process: Process) -> TrainingRun:
-    """The finished run that a process reports at its end."""
-    return TrainingRun.model_validate_json(read_until(process, "finished: ").removeprefix("finished: "))
+def training(settings: Settings, scratch: Path, **options: object) -> AbstractContextManager[Process]:
+    """A process that trains on the dataset with little room in ``scratch``."""
+    where = {"SAFELIGHT_CHECKPOINTS_URL": settings.checkpoints_url or "", "TMPDIR": str(scratch)}
+    return trainings.training(settings, CONFIG, ROOM | options, **where)
 
 
 def assert_same(settings: Settings, run: TrainingRun, expected: tuple[TrainingRun, dict[str, torch.Tensor]]) -> None:

@@ -1,23 +1,18 @@
 """Training that is killed, stopped, put to sleep and started twice, against a real object store."""
 
-import json
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
 import small_training as small
 import synthetic
-import torch
-from environs import environ
+import trainings
 from gate import Gate
+from trainings import Process, read_until, result_of
 
 from pipeline import checkpoints, prepare, train, training_runs
 from pipeline.artifacts import DatasetVersion, PrepareConfig, TrainConfig, TrainingRun
@@ -25,11 +20,8 @@ from pipeline.images import encode_png
 from pipeline.settings import Settings
 from pipeline.zones import Zones
 
-SCRIPT = Path(__file__).parents[1] / "train_process.py"
 CONFIG = TrainConfig(epochs=12, batch_size=16, learning_rate=0.2, shift=1)
 KILLS = 6
-
-Process = subprocess.Popen[str]
 
 
 @pytest.fixture
@@ -41,34 +33,9 @@ def dataset(zones: Zones) -> DatasetVersion:
     return prepare.prepare(zones, "pictures", PrepareConfig(size=small.SIDE)).version
 
 
-@contextmanager
-def training(settings: Settings, **options: object) -> Iterator[Process]:
-    """A process that trains on the dataset; killed at the end, should it still run."""
-    told = environ(settings, OMP_NUM_THREADS=str(torch.get_num_threads()), OMP_WAIT_POLICY="PASSIVE")
-    wish = json.dumps({"dataset": "pictures", "config": CONFIG.model_dump(mode="json")} | options)
-    with subprocess.Popen([sys.executable, str(SCRIPT), wish], env=told, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: Process, beginning: str) -> str:
-    """The first line of a process that begins so."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(beginning):
-            return line
-    raise AssertionError(f"the process ended without {beginning!r}; it said: {''.join(lines)}")
-
-
-def result_of(process: Process) -> TrainingRun:
-    """The finished run that a process reports at its end."""
-    line = read_until(process, "finished: ")
-    assert process.wait(timeout=60) == 0
-    return TrainingRun.model_validate_json(line.removeprefix("finished: "))
+def training(settings: Settings, **options: object) -> AbstractContextManager[Process]:
+    """A process that trains on the dataset."""
+    return trainings.training(settings, CONFIG, options)
 
 
 def uninterrupted(zones: Zones, dataset: DatasetVersion) -> tuple[TrainingRun, Zones]:
