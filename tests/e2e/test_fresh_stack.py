@@ -11,7 +11,7 @@ from e2e.stack import MODEL, SERVICES, Stack, outer_address
 
 from pipeline import images
 
-FLOWS = {"import", "prepare", "train", "evaluate", "promote", "pipeline", "deploy", "rollback"}
+FLOWS = {"import", "prepare", "train", "evaluate", "promote", "pipeline", "predict", "deploy", "rollback"}
 PNG = images.encode_png(tiny_models.picture(5))
 
 pytestmark = pytest.mark.timeout(300)
