@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from pipeline.settings import ZONES, Zone
-from pipeline.store_users import RIGHTS, STORE_USERS, Right, StoreUser
+from pipeline.store_users import BATCHES, RIGHTS, STORE_USERS, Right, StoreUser
 
 REFUSED = r"403|AccessDenied|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|not authorized"
 OPEN = {
@@ -66,7 +66,15 @@ def attempts(store: S3Store, key: str) -> dict[Right, Callable[[], object]]:
         "read": lambda: obstore.get(store, key).bytes(),
         "write": lambda: obstore.put(store, f"{key}-of-a-stranger", b"evil"),
         "delete": lambda: obstore.delete(store, key),
+        "log": lambda: obstore.put(store, "probe/date=2026-01-01/of-a-stranger", b"evil"),
+        "batches": lambda: obstore.put(store, f"{BATCHES}/probe/of-a-stranger", b"evil"),
     }
+
+
+def granted(user: StoreUser, zone: Zone) -> frozenset[Right]:
+    """The rights of a user on a zone; who may write anywhere may write in each of its folders."""
+    own = RIGHTS[user].get(zone, frozenset())
+    return own | {"log", "batches"} if "write" in own else own
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +93,7 @@ def test_a_user_may_do_what_it_needs_and_nothing_else(stack: Stack, keys: dict[Z
     wrong: list[str] = []
     own_keys, root = stack.credentials(user), stack.credentials("root")
     for zone, key in keys.items():
-        own = RIGHTS[user].get(zone, frozenset())
+        own = granted(user, zone)
         for right, attempt in attempts(bucket(stack, zone, *own_keys), key).items():
             said = failure(attempt)
             if bool(said) == (right in own):
