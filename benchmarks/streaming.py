@@ -10,6 +10,7 @@ turns, and nothing is kept between rounds:
 - **WebDataset** from the store as well, **litdata** from local chunks (from this store its workers never came back), 2
   workers each, by a Python that has them: the one that runs this, or ``--peers PYTHON``. Counted from their first batch
   on, so that the start of their workers does not count.
+- the first two once more **while the default network learns** from each batch, which is what they are for.
 
 **Shuffle.** How well windows of several widths mix Fashion-MNIST packed in shards of 100 images of one class, the worst
 case: shards per batch; the spread of classes within batches, as chi-square per degree of freedom (1: as if drawn at
@@ -41,7 +42,10 @@ from obstore.store import LocalStore, S3Store
 from benchmarks import shuffle
 from benchmarks.own_store import credentials, own_store, rounds, table
 from benchmarks.packed import packed
+from pipeline import model
+from pipeline.artifacts import TrainConfig
 from pipeline.datasets import shape_of
+from pipeline.learner import Learner
 from pipeline.settings import Settings
 from pipeline.split_layout import SplitLayout
 from pipeline.store import Store
@@ -56,6 +60,7 @@ PLACES = {"litdata": "local disk", "webdataset": "the store"}
 MEMORY = 4 << 30
 """As by default."""
 STORE, DISK = "streamed from the store", "streamed from local disk"
+Learn = Callable[[torch.Tensor, torch.Tensor], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Workload:
         return f"{self.images:,} images of {self.side}x{self.side}x{self.channels}"
 
 
-WORKLOADS = (Workload(60_000, 28, 1), Workload(1_500, 128, 3))
+WORKLOADS = (Workload(60_000, 28, 1), Workload(6_000, 128, 3))
 
 
 def main() -> None:
@@ -114,14 +119,29 @@ def measure_speed(workload: Workload, turns: int, peers: str | None) -> None:
         else:
             print("litdata and WebDataset are not installed: see --peers in the first lines of this file.")
         reached = rounds(contenders, turns)
+        learn = learner(layout)
+        learning = rounds({name: partial(contenders[name], learn=learn) for name in (STORE, DISK)}, turns)
     for reference in list(contenders)[1:]:
         table("images/s", {name: [speed for speed, _ in figures] for name, figures in reached.items()}, reference)
+    table(
+        "images/s while a network learns",
+        {name: [speed for speed, _ in figures] for name, figures in learning.items()},
+        DISK,
+    )
     print(f"\n{'CPU, without the store':50}{'us/image':>12}")
     for name, figures in reached.items():
         print(f"  {name:48}{median(cpu for _, cpu in figures):12.2f}", flush=True)
 
 
-def epoch(store: Store, layout: SplitLayout, folder: str) -> tuple[float, float]:
+def learner(layout: SplitLayout) -> Learn:
+    """What the default network does with a batch."""
+    version, config = layout.version, TrainConfig()
+    net = model.build(config.architecture, len(version.classes), version.pixels, config.width)
+    taught = Learner(net, config, CPU)
+    return lambda pixels, labels: taught.learn(pixels, labels, 0.1, 0)
+
+
+def epoch(store: Store, layout: SplitLayout, folder: str, learn: Learn | None = None) -> tuple[float, float]:
     """Images per second from the opened window to the last batch, and CPU microseconds per image."""
     with Streamed(
         store,
@@ -134,7 +154,10 @@ def epoch(store: Store, layout: SplitLayout, folder: str) -> tuple[float, float]
         began, used, seen = time.perf_counter(), time.process_time(), 0
         for batch in examples.batches(0, 0, -(-len(layout.labels) // BATCH), 0):
             if batch is not None:
-                seen += len(examples.labels[batch.index])
+                labels = examples.labels[batch.index]
+                if learn:
+                    learn(batch.pixels[batch.at], labels)
+                seen += len(labels)
                 examples.release()
         return seen / (time.perf_counter() - began), 1e6 * (time.process_time() - used) / seen
 
