@@ -6,9 +6,7 @@
   then the alias moves, and then they take over. Under target ``kubernetes`` a Deployment is pinned to the version, and
   rolled out while each new replica proves itself; the alias moves last, once the Service has answered too.
 - **The proof is the evaluation's own predictions** (``proof``), from every replica.
-- **A version that fails is taken off the alias**, by compare and swap and only if it is still there. One that had
-  proven itself before, and that this call did not put there, is left alone: the fault is then in the surroundings, and
-  a wrong URL must not take a good model away from every other server. ``deployment.json`` beside the model remembers.
+- **A version that fails is taken off the alias** again, unless it had proven itself before (``alias_move``).
 - Killed at any point and repeated, it goes on: each part looks first whether it is done.
 - Deployments by containers take turns, under a lease: two of one version would otherwise build on, and clear away, each
   other's. Whoever waited deploys only if the alias still says what it said before.
@@ -20,11 +18,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import PurePosixPath
 
 import httpx
 
 from pipeline import (
+    alias_move,
     aliases,
     canary,
     docker_target,
@@ -34,13 +32,13 @@ from pipeline import (
     registry,
     takeover,
 )
+from pipeline.alias_move import Alias, AliasMove
 from pipeline.aliases import CHALLENGER, CHAMPION, AliasState
 from pipeline.artifacts import CanaryConfig, CanaryStep, Deployment, ModelVersion
 from pipeline.canary_step import OnStep
-from pipeline.errors import ClusterUnavailable, Conflict, DeployFailed, InvalidSettings, LocalServiceFailed, StoreError
+from pipeline.errors import ClusterUnavailable, Conflict, DeployFailed, InvalidSettings, LocalServiceFailed
 from pipeline.inference_server import Server
 from pipeline.progress import OnProgress, silent
-from pipeline.proof import PREDICTIONS
 from pipeline.registry import ModelManifest
 from pipeline.replicas import BACK_TIMEOUT_S, Prove, Replicas, Resolve, addresses, wait_until_all
 from pipeline.settings import PREFIX, Settings
@@ -48,11 +46,8 @@ from pipeline.store import Store
 from pipeline.takeover import TakenOver
 from pipeline.zones import Zones
 
-Alias = tuple[AliasState, str] | None
-"""What an alias says, and its etag; None where there is none yet."""
 Record = Callable[[str, int], Deployment]
 """Remembers that the version has proven itself at a URL, in so many replicas."""
-PROOF = "deployment.json"
 READY_TIMEOUT_S = 60.0
 TURN_TTL_S = 15.0
 """Seconds without a sign of life after which another deployment by containers no longer waits for one."""
@@ -106,27 +101,30 @@ def deploy(
         done = Deployment(
             model_version=version, url=url, smoke_images=asked, replicas=replicas, target=target, canary=tuple(steps)
         )
-        zones.models.put(_proof_key(manifest), done.to_json())
-        return done
+        return alias_move.remember(zones.models, manifest, done)
 
     def note(step: CanaryStep) -> None:
         steps.append(step)
         on_step(step)
 
-    def follow(models: Store, manifest: ModelManifest, before: Alias) -> Deployment:
+    def follow(before: Alias) -> Deployment:
         if ramp and before and before[0].version not in (None, manifest.version):
             climb = partial(canary.ramp_up, zones, settings, manifest, ramp, timeout_s=timeout_s, resolve=resolve)
             before = climb(before, on_progress=on_progress, on_step=note, still_wanted=still_wanted)
-        return record(*_by_following(models, settings, manifest, before, prove, timeout_s, resolve))
+        alias = AliasMove(zones.models, manifest, before)
+        return record(*_by_following(settings, manifest, alias, prove, timeout_s, resolve))
 
-    if settings.deploy_target == "docker":
-        return _in_turn(zones.models, manifest, partial(_by_docker, settings, prove, record, timeout_s), on_progress)
-    if settings.deploy_target == "kubernetes":
-        by_kubernetes = partial(_by_kubernetes, settings, prove, record, timeout_s, resolve)
-        return _in_turn(zones.models, manifest, by_kubernetes, on_progress)
-    if ramp is not None:
-        return _in_turn(zones.models, manifest, follow, on_progress)
-    return follow(zones.models, manifest, aliases.read_alias(zones.models, manifest.model, CHAMPION))
+    def by_docker(before: Alias) -> Deployment:
+        return _by_docker(settings, manifest, AliasMove(zones.models, manifest, before), prove, record, timeout_s)
+
+    def by_kubernetes(before: Alias) -> Deployment:
+        alias = AliasMove(zones.models, manifest, before)
+        return record(*_by_kubernetes(settings, manifest, alias, prove, timeout_s, resolve))
+
+    if settings.deploy_target == "follow" and ramp is None:
+        return follow(aliases.read_alias(zones.models, manifest.model, CHAMPION))
+    ways = {"follow": follow, "docker": by_docker, "kubernetes": by_kubernetes}
+    return _in_turn(zones.models, manifest, ways[settings.deploy_target], on_progress)
 
 
 def target(models: Store, model: str, version: str | None, *, by_canary: bool) -> ModelVersion:
@@ -149,16 +147,15 @@ def summary(deployment: Deployment) -> str:
 
 
 def _by_following(  # noqa: PLR0917 - private, and called once
-    models: Store,
     settings: Settings,
     manifest: ModelManifest,
-    before: Alias,
+    alias: AliasMove,
     prove: Prove,
     timeout_s: float,
     resolve: Resolve,
 ) -> tuple[str, int]:
     """Move the alias and wait until all replicas have followed: the server's URL, and how many there are."""
-    moved = _point_alias(models, manifest, before)
+    alias.point()
     server = None
     try:
         server = inference_server.up(settings, manifest.model)
@@ -168,11 +165,11 @@ def _by_following(  # noqa: PLR0917 - private, and called once
                 manifest.version,
                 timeout_s,
                 prove=prove,
-                still_wanted=partial(_refuse_moved, models, manifest),
+                still_wanted=alias.refuse_moved,
             )
     except (DeployFailed, LocalServiceFailed) as error:
         failed = f"{_failed(manifest, error)}{f' (log: {server.log})' if server else ''}"
-        sentence, back = _withdrawn(models, manifest, error, moved=moved)
+        sentence, back = alias.take_back(error)
         if back is not None and server is not None:
             sentence += _went_back(server, manifest.model, back.version, resolve)
         raise DeployFailed(f"{failed}; {sentence}.") from error
@@ -182,7 +179,7 @@ def _by_following(  # noqa: PLR0917 - private, and called once
 def _in_turn(
     models: Store,
     manifest: ModelManifest,
-    deploy: Callable[[Store, ModelManifest, Alias], Deployment],
+    deploy: Callable[[Alias], Deployment],
     on_progress: OnProgress,
 ) -> Deployment:
     """Wait until no other deployment of the model is under way, and deploy from what the alias said before that.
@@ -197,67 +194,44 @@ def _in_turn(
         now = aliases.read_alias(models, manifest.model, CHAMPION)
         if now != before and not (now and manifest.version in _wanted(now[0])):
             raise Conflict(f"Alias {CHAMPION!r} of model {manifest.model!r} was moved by somebody else meanwhile.")
-        return deploy(models, manifest, now)
+        return deploy(now)
 
 
 def _by_docker(  # noqa: PLR0917 - private, and called once
     settings: Settings,
+    manifest: ModelManifest,
+    alias: AliasMove,
     prove: Prove,
     record: Record,
     timeout_s: float,
-    models: Store,
-    manifest: ModelManifest,
-    before: Alias,
 ) -> Deployment:
     """Let containers of the version take over, then remove those that they have taken over from."""
-    moved: bool | None = False if before and before[0].version == manifest.version else None
-
-    def move_alias() -> int:
-        nonlocal moved
-        moved = _point_alias(models, manifest, before)
-        return _refuse_moved(models, manifest)
-
     try:
         with docker_target.opened(settings) as project:
             done = takeover.take_over(
                 project,
                 ModelVersion(model=manifest.model, version=manifest.version),
-                before[0].generation if before else 0,
+                alias.generation_before,
                 Server(str(settings.inference_url), "of the gateway", settings.inference_headers),
                 prove=prove,
-                move_alias=move_alias,
-                still_wanted=partial(_refuse_moved, models, manifest),
+                move_alias=alias.move,
+                still_wanted=alias.refuse_moved,
                 timeout_s=timeout_s,
             )
     except (DeployFailed, LocalServiceFailed) as error:
-        alias = _alias_after(models, manifest, before, error, moved)
-        raise DeployFailed(f"{_failed(manifest, error)}; {alias}, and what was live has stayed so.") from error
+        sentence, _ = alias.take_back(error)
+        raise DeployFailed(f"{_failed(manifest, error)}; {sentence}, and what was live has stayed so.") from error
     deployment = record(str(settings.inference_url), len(done.names))
     _retire(settings, done)
     return deployment
 
 
 def _by_kubernetes(  # noqa: PLR0917 - private, and called once
-    settings: Settings,
-    prove: Prove,
-    record: Record,
-    timeout_s: float,
-    resolve: Resolve,
-    models: Store,
-    manifest: ModelManifest,
-    before: Alias,
-) -> Deployment:
-    """Roll the version out on a Deployment, then move the alias."""
+    settings: Settings, manifest: ModelManifest, alias: AliasMove, prove: Prove, timeout_s: float, resolve: Resolve
+) -> tuple[str, int]:
+    """Roll the version out on a Deployment, then move the alias: the Service's URL, and how many replicas there are."""
     # Half a second and 30 MiB, for who deploys to a cluster alone.
     from pipeline import kubernetes_target, rollout  # noqa: PLC0415
-
-    stood = before is not None and before[0].version == manifest.version
-    moved: bool | None = False if stood else None
-
-    def move_alias() -> None:
-        nonlocal moved
-        moved = _point_alias(models, manifest, before)
-        _refuse_moved(models, manifest)
 
     try:
         with kubernetes_target.opened(settings, timeout_s) as target:
@@ -266,23 +240,14 @@ def _by_kubernetes(  # noqa: PLR0917 - private, and called once
                 ModelVersion(model=manifest.model, version=manifest.version),
                 Server(str(settings.inference_url), "of the Service", settings.inference_headers),
                 prove=prove,
-                move_alias=move_alias,
-                trusted=stood and models.head(_proof_key(manifest)) is not None,
+                move_alias=alias.move,
+                trusted=alias.stood and alias.proven,
                 timeout_s=timeout_s,
                 resolve=resolve,
             )
     except (DeployFailed, ClusterUnavailable) as error:
-        raise DeployFailed(
-            f"{_failed(manifest, error)}; {_alias_after(models, manifest, before, error, moved)}."
-        ) from error
-    return record(str(settings.inference_url), replicas)
-
-
-def _alias_after(models: Store, manifest: ModelManifest, before: Alias, error: Exception, moved: bool | None) -> str:
-    """Where the alias is after a failure: ``moved`` by this call, there before it (False), or never there (None)."""
-    if moved is None:
-        return f"alias {CHAMPION!r} still points at {before[0].version if before else 'nothing'}"
-    return _withdrawn(models, manifest, error, moved=moved)[0]
+        raise DeployFailed(f"{_failed(manifest, error)}; {alias.take_back(error)[0]}.") from error
+    return str(settings.inference_url), replicas
 
 
 def _retire(settings: Settings, done: TakenOver) -> None:
@@ -311,25 +276,6 @@ def _refuse_bad_url(settings: Settings) -> None:
         raise InvalidSettings(f"{PREFIX}INFERENCE_URL: {url!r} is not the URL of a server, as http://host:8080.")
 
 
-def _point_alias(models: Store, manifest: ModelManifest, before: Alias) -> bool:
-    """Make the champion alias point at the version; whether it pointed elsewhere, namely where it was ``before``.
-
-    Raises:
-        Conflict: it points elsewhere than before, and not at the version either.
-    """
-    if before and before[0].version == manifest.version:
-        return False
-    etag = before[1] if before else None
-    try:
-        aliases.set_alias(models, manifest.model, CHAMPION, manifest.version, reason="deployed", expected=etag)
-    except Conflict:
-        now = aliases.read_alias(models, manifest.model, CHAMPION)
-        if now is None or now[0].version != manifest.version:
-            raise
-        return False  # somebody else is deploying the same version
-    return True
-
-
 def _refuse_pinned(settings: Settings, ramp: CanaryConfig | None) -> None:
     if ramp is not None and settings.deploy_target != "follow":
         raise InvalidSettings(
@@ -343,39 +289,8 @@ def _wanted(state: AliasState) -> set[str | None]:
     return {state.version, state.canary.challenger if state.canary else None}
 
 
-def _refuse_moved(models: Store, manifest: ModelManifest) -> int:
-    """The generation of the alias, which points at the version.
-
-    Raises:
-        DeployFailed: it points elsewhere.
-    """
-    found = aliases.read_alias(models, manifest.model, CHAMPION)
-    if found is None or found[0].version != manifest.version:
-        raise DeployFailed("somebody else moved the alias meanwhile")
-    return found[0].generation
-
-
 def _failed(manifest: ModelManifest, error: Exception) -> str:
     return f"Version {manifest.version} of model {manifest.model!r} did not go live: {str(error).rstrip('.')}"
-
-
-def _withdrawn(
-    models: Store, manifest: ModelManifest, error: Exception, *, moved: bool
-) -> tuple[str, AliasState | None]:
-    """Take the version off the alias unless it is known to be good; what happened, and what the alias says then.
-
-    The latter is None where it was left as it is, or nobody knows.
-    """
-    if not moved and models.head(_proof_key(manifest)) is not None:
-        return f"alias {CHAMPION!r} stays, because this version had proven itself before", None
-    try:
-        state = aliases.withdraw(models, manifest.model, CHAMPION, manifest.version, f"deployment failed: {error}")
-    except StoreError as lost:
-        return f"and alias {CHAMPION!r} could not be moved back: {str(lost).rstrip('.')}", None
-    taken_back = state is not None and state.history[-1].rolled_back == manifest.version
-    now = (state.version if state else None) or "nothing"
-    where = f"{now} {'again' if taken_back else 'by now, which somebody else decided'}"
-    return f"alias {CHAMPION!r} points at {where}", state
 
 
 def _went_back(server: Server, model: str, version: str | None, resolve: Resolve) -> str:
@@ -386,8 +301,3 @@ def _went_back(server: Server, model: str, version: str | None, resolve: Resolve
     except DeployFailed as error:
         return f", but {error}"
     return ", and so does the server" if found == 1 else f", and so do all {found} replicas"
-
-
-def _proof_key(manifest: ModelManifest) -> str:
-    """Beside the model's files."""
-    return str(PurePosixPath(manifest.files[PREDICTIONS].key).with_name(PROOF))

@@ -69,7 +69,7 @@ def test_a_gateway_that_does_not_find_them_undoes_all(target: Target, deployed: 
 
 KILLED_AT = (
     ("candidate created", "docker_target.APIClient.start", "repeated"),
-    ("candidate proven", "deploy._point_alias", "another"),
+    ("candidate proven", "alias_move.AliasMove.point", "another"),
     ("alias moved", "docker_target.let_in", "repeated"),
     ("alias moved", "docker_target.let_in", "another"),
     ("off its networks", "docker_target.APIClient.connect_container_to_network", "repeated"),
@@ -100,7 +100,7 @@ def _deploy_and_die(target: Target, version: ModelVersion, function: str) -> Non
     module, _, name = function.partition(".")
     code = (
         "import os, signal, sys\n"
-        "from pipeline import deploy, docker_target, takeover\n"
+        "from pipeline import alias_move, deploy, docker_target, takeover\n"
         "from pipeline.artifacts import ModelVersion\n"
         "from pipeline.settings import Settings\n"
         "from pipeline.zones import open_zones\n"

@@ -192,7 +192,7 @@ def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_short_turns")
-@pytest.mark.parametrize("moment", ["rollout._follow", "deploy._point_alias"])
+@pytest.mark.parametrize("moment", ["rollout._follow", "alias_move.point"])
 def test_a_deployment_killed_in_the_middle_is_completed_by_the_next(
     target: Target, deployed: ModelVersion, moment: str
 ) -> None:
@@ -221,14 +221,15 @@ def _killed(target: Target, version: ModelVersion, moment: str) -> None:
     """Deploy in another process, which is killed when it calls a function."""
     code = (
         "import os, subprocess, sys\n"
-        "from pipeline import deploy, rollout\n"
+        "from pipeline import alias_move, deploy, rollout\n"
         "from pipeline.artifacts import ModelVersion\n"
         "from pipeline.settings import Settings\n"
         "from pipeline.zones import open_zones\n"
         f"deploy.TURN_TTL_S = {TURN_S}\n"
         "settings = Settings.from_environ(os.environ)\n"
         "module, name = sys.argv[2].split('.')\n"
-        "setattr({'deploy': deploy, 'rollout': rollout}[module], name, lambda *_, **__: os.kill(os.getpid(), 9))\n"
+        "where = {'alias_move': alias_move.AliasMove, 'rollout': rollout}[module]\n"
+        "setattr(where, name, lambda *_, **__: os.kill(os.getpid(), 9))\n"
         f"version = ModelVersion(model={MODEL!r}, version=sys.argv[1])\n"
         "def resolve(host): return subprocess.check_output(sys.argv[3:], text=True).split()\n"
         "deploy.deploy(open_zones(settings), settings, version, timeout_s=30, resolve=resolve)\n"
