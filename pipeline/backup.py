@@ -37,8 +37,8 @@ from pipeline.zones import Zones
 
 ORDER: tuple[Zone, ...] = ("models", "checkpoints", "datasets", "images", "predictions")
 """What changes fastest comes first."""
-NAMING: tuple[Zone, ...] = ORDER[:3]
-"""The zones whose objects name others."""
+NAMING: tuple[Zone, ...] = (*ORDER[:3], "predictions")
+"""The zones whose objects name others; of predictions those of batches, whose manifest names its parts."""
 POINTER = re.compile(r"[^/]+/(aliases/[^/]+|latest|lease|preparing|deploying)\.json")
 """What changes: aliases, the newest dataset version, leases, whose fences must not begin anew."""
 COMPLETES = re.compile(r".*/(manifest|result)\.json")
@@ -190,7 +190,7 @@ class _Copying:
 
 def _refuse_others(copying: _Copying) -> None:
     """Refuse a store that is not as the copy is: what would come of both is neither."""
-    for zone in NAMING:
+    for zone in ORDER[:3]:  # what is logged meanwhile, by a server that is restored already, is in nobody's way
         ours = {each.key for each in _listed(copying.source[zone])}
         others = copying.there[zone].keys() - ours
         pointers = [key for key in copying.there[zone] if rank(zone, key) == POINTERS]

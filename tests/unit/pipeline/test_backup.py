@@ -260,6 +260,9 @@ def test_the_next_copy_takes_what_is_new(tmp_path: Path) -> None:
         ("models", "pets/20261122T000000Z-01234567/evaluation.json", backup.RECORDS),
         ("checkpoints", f"{RUN}/checkpoints/000001-000000007/checkpoint.json", backup.RECORDS),
         ("models", "pets/20261122T000000Z-01234567/model.onnx", backup.CONTENT),
+        ("predictions", "_batch/pets/night/manifest.json", backup.COMPLETE),
+        ("predictions", "_batch/pets/_work/night/plan.json", backup.RECORDS),
+        ("predictions", "_batch/pets/night/part-00000.parquet", backup.CONTENT),
         ("images", "pets/aliases/champion.json", backup.CONTENT),
     ],
 )
