@@ -44,7 +44,7 @@ def placed_splits(
         version: complete.
         memory_mb: how much memory the pixels of a split may take, in MiB.
         disk_mb: how much disk the pixels of both may take, in MiB; None: what is free, or half of it if that is not
-            enough.
+            enough, shared equally by the ranks of this machine.
         scratch: folder for files, which are gone with the context; by default the system's own.
         group: the ranks that share the images, each with so much memory and disk; all stream what one must stream.
         on_progress: told after each shard that is loaded.
@@ -76,7 +76,7 @@ def _rooms(
     image = int(np.prod(datasets.shape_of(version)))
     sizes = [version.counts.get(split, 0) // group.world * image for split in PLACED]
     train, validation = (size if size > memory_mb << 20 else 0 for size in sizes)
-    free = _free(scratch)
+    free = _free(scratch) // group.local_world
     disk = free if disk_mb is None else disk_mb << 20
     streams = group.agree(streamed(train, validation, disk))
     if any(streams) and disk_mb is None:

@@ -45,11 +45,13 @@ class Ranks:
         rank: its number, from 0 on; rank 0 holds the lease, writes, and talks to people.
         world: how many there are.
         local: its number on this machine, which is the number of its GPU.
+        local_world: how many there are on this machine, which share its disk.
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    local_world: int = 1
 
     @property
     def first(self) -> bool:
@@ -152,7 +154,8 @@ def joined(environ: Mapping[str, str], *, silence_s: float = SILENCE_S) -> Itera
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
     if missing:
         raise InvalidInput(f"WORLD_SIZE is {world}, but {missing[0]} is not set: start with torchrun, or unset it.")
-    group = Ranks(int(environ["RANK"]), world, int(environ.get("LOCAL_RANK", "0")))
+    local, local_world = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
+    group = Ranks(int(environ["RANK"]), world, local, local_world)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
     try:
         silence = timedelta(seconds=silence_s)

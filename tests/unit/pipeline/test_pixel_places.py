@@ -2,7 +2,7 @@
 
 import shutil
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from pipeline import prepare, shards
 from pipeline.artifacts import DatasetVersion, PrepareConfig, Split
 from pipeline.datasets import LoadedSplit
 from pipeline.pixel_places import placed_splits, rooms_for, streamed
+from pipeline.ranks import Ranks
 from pipeline.streamed import Streamed
 from pipeline.zones import Zones
 
@@ -79,3 +80,24 @@ def test_half_of_what_is_free_where_that_is_too_little(
     with placed_splits(zones.datasets, version, memory_mb=1, disk_mb=None, scratch=tmp_path) as splits:
         assert isinstance(splits["train"], Streamed)
         assert 2 * splits["train"].half * 256 * 256 <= 2 << 20
+
+
+class LikeMinded(Ranks):
+    """A rank whose fellows find what it finds."""
+
+    def agree(self, flags: Sequence[bool]) -> list[bool]:
+        """What it says itself."""
+        return list(flags)
+
+
+def test_ranks_of_one_machine_share_what_is_free(
+    zones: Zones, version: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks on one disk do not both count on all of it: files that fit one by one, but not together, are none."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(8 << 20, 4 << 20, 4 << 20))
+    for local_world, place in ((1, "file"), (2, "store")):
+        group = LikeMinded(0, 2, 0, local_world)
+        room = {"memory_mb": 1, "disk_mb": None, "scratch": tmp_path, "group": group}
+        with placed_splits(zones.datasets, version, **room) as splits:  # type: ignore[arg-type]
+            assert _place(splits["train"]) == place
