@@ -269,13 +269,13 @@ def begin(
         )
     torch.manual_seed(augment.seed_of(config.seed, "weights"))
     net = model.build(config.architecture, len(dataset.classes), dataset.pixels, config.width)
-    sample = torch.from_numpy(sample_of(splits["train"], group))
+    few = torch.from_numpy(splits["train"].sample(2))
     if starting is not None:
         model.load_starting_weights(net, starting.tensors, starting.source)
     elif config.starting_weights is None:
-        model.set_normalisation(net, *statistics(sample, group))
-    learner = Learner(net, config, able(net, device, sample), ranks=group, images_at_once=images_at_once)
-    learner.settle(torch.from_numpy(splits["train"].sample(2)))
+        model.set_normalisation(net, *statistics(torch.from_numpy(sample_of(splits["train"], group)), group))
+    learner = Learner(net, config, able(net, device, few), ranks=group, images_at_once=images_at_once)
+    learner.settle(few)
     training, validation = (_on(learner.device, splits[split], group, work.epochs) for split in SPLITS)
     return Training(desk, learner, work, config, training=training, validation=validation, ranks=group)
 
