@@ -1,8 +1,13 @@
-"""Zones in memory: no test of this folder needs a server."""
+"""Zones in memory and volumes in a folder: no test of this folder needs a server."""
+
+import os
+from pathlib import Path
 
 import pytest
 import synthetic
+from secret_volumes import CONSUMERS
 
+from pipeline import stack_secrets
 from pipeline.zones import Zones
 
 
@@ -12,3 +17,12 @@ def zones() -> Zones:
     zones = synthetic.memory_zones()
     synthetic.put_classes(zones, "cats", 20)
     return zones
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty volumes of the stack's secrets, mounted; files are handed over to whoever runs the test."""
+    for name in (stack_secrets.ALL, *CONSUMERS):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(stack_secrets, "SERVICE_UID", os.getuid())
+    return tmp_path
