@@ -115,6 +115,15 @@ class ReplicaByHand:
         return self.board.agreement().error
 
 
+def with_challenger(models: Registry, processes: int = 2, **own: object) -> tuple[ReplicaByHand, str, ModelVersion]:
+    """A replica at its champion, and a version that could challenge it."""
+    champion, challenger = models.register(1), models.register(2)
+    models.point_at(champion)
+    replica = ReplicaByHand(models.models, processes, **own)
+    replica.look()
+    return replica, champion.version, challenger
+
+
 def version_of(live: LiveModel | None) -> str | None:
     """Of a model that is live."""
     return live.manifest.version if live else None
