@@ -89,11 +89,12 @@ def prefect(settings: Settings) -> Iterator[None]:
 
 def whole_route(epochs: int) -> None:
     """One run of the pipeline, and how much of it was not work."""
-    from pipeline import flows, prefect_runs  # noqa: PLC0415 - Prefect reads its environment when it is imported
+    # Prefect reads its environment when it is imported.
+    from pipeline import flow_tasks, flows, prefect_runs  # noqa: PLC0415
 
     training = TrainConfig(epochs=epochs)
     gate = GateConfig(minimum_accuracy=0.0)
-    with work_of(flows, opening={reachable, prefect_runs.opened}) as work:
+    with work_of(flow_tasks, opening={reachable, prefect_runs.opened}) as work:
         begun = time.perf_counter()
         prefect_runs.run_here(flows.pipeline("small", training=training, gate=gate))
         seconds = time.perf_counter() - begun
@@ -103,12 +104,12 @@ def whole_route(epochs: int) -> None:
 
 
 @contextmanager
-def work_of(flows: Any, opening: Collection[Callable[..., Any]]) -> Iterator[Work]:
+def work_of(flow_tasks: Any, opening: Collection[Callable[..., Any]]) -> Iterator[Work]:
     """Count what runs in the flows' threads meanwhile, except the ``opening`` of the store.
 
     A preparation's thread waits for the tasks that pack; of those only their own threads count.
     """
-    work, in_thread, pack_images = Work(), asyncio.to_thread, flows.pack_images
+    work, in_thread, pack_images = Work(), asyncio.to_thread, flow_tasks.pack_images
 
     async def counted(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
@@ -124,11 +125,11 @@ def work_of(flows: Any, opening: Collection[Callable[..., Any]]) -> Iterator[Wor
         finally:
             work.seconds -= time.perf_counter() - begun
 
-    asyncio.to_thread, flows.pack_images = counted, packed  # type: ignore[assignment]
+    asyncio.to_thread, flow_tasks.pack_images = counted, packed  # type: ignore[assignment]
     try:
         yield work
     finally:
-        asyncio.to_thread, flows.pack_images = in_thread, pack_images
+        asyncio.to_thread, flow_tasks.pack_images = in_thread, pack_images
 
 
 def both_ways(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import flows
+from pipeline import flow_tasks, flows
 from pipeline.errors import InvalidInput
 
 
@@ -14,7 +14,7 @@ def test_parameters_of_two_sources_are_refused(
 ) -> None:
     """What would be ignored is a mistake, and is named."""
     with pytest.raises(InvalidInput, match=named):
-        flows.refuse_mixed_sources(folder, per_class, exact=exact)
+        flow_tasks.refuse_mixed_sources(folder, per_class, exact=exact)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_parameters_of_two_sources_are_refused(
 )
 def test_parameters_of_one_source_are_taken(folder: str | None, per_class: int | None, exact: bool) -> None:
     """A folder may be exact, Fashion-MNIST may be limited."""
-    flows.refuse_mixed_sources(folder, per_class, exact=exact)
+    flow_tasks.refuse_mixed_sources(folder, per_class, exact=exact)
 
 
 def test_flows_are_named_as_their_commands() -> None:
