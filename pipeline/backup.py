@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -75,11 +76,12 @@ def back_up(zones: Zones, settings: Settings, url: str, *, on_progress: OnProgre
         on_progress: told of every object.
 
     Raises:
-        InvalidInput: a folder cannot be made.
+        InvalidInput: a folder cannot be made, or ``url`` is in the store itself.
         InvalidSettings: ``url`` cannot be understood.
         StoreError: one of the two stores did not answer, or refuses.
     """
     begun = Backup(begun_at=datetime.now(UTC))
+    _refuse_itself(_places(zones), url)
     _make_folders(url)
     done = _Copying(_places(zones), _below(url, settings), on_progress).run()
     open_store(url, settings).put(DONE, begun.to_json())
@@ -188,6 +190,14 @@ class _Copying:
         self._on_progress(Progress("copying the store", done, unit="objects", note=zone))
 
 
+def _refuse_itself(source: Place, url: str) -> None:
+    """Refuse a copy into the store: a pointer put onto itself would undo what others wrote since it was read."""
+    for store, zone in product(source.values(), ORDER):
+        ours, copy = f"{store.url}/", f"{_zone_url(url, zone)}/"
+        if copy.startswith(ours) or ours.startswith(copy):
+            raise InvalidInput(f"{url} is in the store that is to be copied: name another place for the copy.")
+
+
 def _refuse_others(copying: _Copying) -> None:
     """Refuse a store that is not as the copy is: what would come of both is neither."""
     for zone in ORDER[:3]:  # what is logged meanwhile, by a server that is restored already, is in nobody's way
@@ -213,7 +223,11 @@ def _places(zones: Zones) -> Place:
 
 
 def _below(url: str, settings: Settings) -> Place:
-    return {zone: open_store(f"{url.rstrip('/')}/{zone}", settings) for zone in ORDER}
+    return {zone: open_store(_zone_url(url, zone), settings) for zone in ORDER}
+
+
+def _zone_url(url: str, zone: Zone) -> str:
+    return f"{url.rstrip('/')}/{zone}"
 
 
 def _folder(url: str) -> Path | None:

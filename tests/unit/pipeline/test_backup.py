@@ -214,6 +214,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         backup.back_up(synthetic.memory_zones(), NOTHING, url_of(tmp_path))
 
 
+@pytest.mark.parametrize("below", ["", "/", "/models/old", "/predictions/"])
+def test_a_copy_of_a_store_is_not_put_into_that_store(tmp_path: Path, below: str) -> None:
+    """Neither onto itself nor into one of its zones: one sentence, and nothing is written; beside them is a place."""
+    url = url_of(tmp_path)
+    backup.back_up(stored(), NOTHING, url)
+    zones = in_folder(url)
+    before = contents(zones)
+    with pytest.raises(InvalidInput, match="is in the store that is to be copied"):
+        backup.back_up(zones, NOTHING, f"{url}{below}")
+    assert contents(zones) == before
+    backup.back_up(zones, NOTHING, f"{url}/models-old")
+    assert contents(in_folder(f"{url}/models-old")) == before
+
+
 def test_people_s_images_are_for_nobody_else_to_see(tmp_path: Path) -> None:
     """The folder of a copy is its owner's alone."""
     backup.back_up(synthetic.memory_zones(), NOTHING, url_of(tmp_path))
