@@ -60,8 +60,9 @@ class Settings(BaseModel):
         store_patience_s: how long a request to the store is retried before the step fails, in seconds.
         threads: concurrent requests to the store.
         decode_threads: images decoded at once; by default one per core.
-        task_runner: who packs the chunks of a preparation: ``threads`` of one process, ``processes`` of this machine,
-            one per core, or the workers of a Dask scheduler, as ``tcp://host:8786`` or ``tls://host:8786``.
+        task_runner: who packs the chunks of a preparation, and answers the parts of a batch: ``threads`` of one
+            process, ``processes`` of this machine, one per core, or the workers of a Dask scheduler, as
+            ``tcp://host:8786`` or ``tls://host:8786``.
         training_memory_mb: pixels of a split that are kept in memory, in MiB; a larger split is read from a local file.
         training_disk_mb: pixels that training keeps in local files, in MiB; more are streamed from the store. By
             default as many as the disk has room for.

@@ -93,4 +93,4 @@ def _lost_if_broken(ask: Callable[[], R]) -> R:
     try:
         return ask()
     except BrokenProcessPool as error:
-        raise Lost("A process that packed images was killed, perhaps for want of memory") from error
+        raise Lost("A process that worked on images was killed, perhaps for want of memory") from error
