@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from pipeline import far_answering, far_packing, predict, prepare, task_runners, worker_processes
+from pipeline import far_answering, far_packing, task_runners, worker_processes
 from pipeline.packing import Chunk, PackedChunk
 from pipeline.predict import MapParts
 from pipeline.prepare import MapChunks
@@ -21,14 +21,14 @@ def map_chunks(settings: Settings, zones: Zones) -> MapChunks:
     With ``threads`` that is one chunk after another, each decoded by as many threads as there are cores.
     """
     if settings.task_runner == "threads":
-        return prepare.one_by_one
+        return map
     return _mapped(opening(settings), partial(far_packing.refuse_other_store, zones))
 
 
 def map_parts(settings: Settings, zones: Zones) -> MapParts:
     """What ``predict`` may map its parts with; the same choice."""
     if settings.task_runner == "threads":
-        return predict.one_by_one
+        return map
     chosen = _opening(settings, far_answering.answer_alone, far_answering.answer)
     return _mapped(chosen, partial(far_answering.refuse_other_store, zones))
 

@@ -12,7 +12,7 @@ and the same version; finished, it is found.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -84,11 +84,6 @@ class Work:
     part_rows: int = 0
 
 
-def one_by_one(answer: AnswerPart, parts: Iterable[Part]) -> Iterator[BatchPart]:
-    """Answer parts in this process, one after the other; each one uses all cores already."""
-    return map(answer, parts)
-
-
 def predict(
     zones: Zones,
     model: str,
@@ -97,7 +92,7 @@ def predict(
     version: str | None = None,
     name: str | None = None,
     open_source: Callable[[str], Store] | None = None,
-    map_parts: MapParts = one_by_one,
+    map_parts: MapParts = map,
     decode_threads: int | None = None,
     scratch: Path | None = None,
     on_progress: OnProgress = silent,
@@ -111,7 +106,8 @@ def predict(
         version: an id or an alias; by default the champion.
         name: of the batch; by default it is named by what is asked.
         open_source: opens a bucket of the same store by its URL; None: only the images zone is read.
-        map_parts: how parts are answered: takes a function and parts, returns a result per part, in any order.
+        map_parts: how parts are answered: takes a function and parts, returns a result per part, in any order;
+            by default one after the other in this process, since each one uses all cores already.
         decode_threads: images decoded at once per part; by default one per core.
         scratch: a folder of this machine for the listing; by default the system's own.
         on_progress: told while listing and after each part.

@@ -87,17 +87,12 @@ class PrepareResult(Record):
     quarantine: str | None
 
 
-def one_by_one(pack: Pack, chunks: Iterable[Chunk]) -> Iterator[PackedChunk]:
-    """Pack chunks in this process, one after the other; each one uses all cores already."""
-    return map(pack, chunks)
-
-
 def prepare(
     zones: Zones,
     dataset: str,
     config: PrepareConfig,
     *,
-    map_chunks: MapChunks = one_by_one,
+    map_chunks: MapChunks = map,
     chunks: int = 1,
     decode_threads: int | None = None,
     cache: Path | None = None,
@@ -109,7 +104,8 @@ def prepare(
         zones: read: images; written: datasets.
         dataset: its name.
         config: what a person chose.
-        map_chunks: how chunks are packed: takes a function and chunks, returns a result per chunk, in any order.
+        map_chunks: how chunks are packed: takes a function and chunks, returns a result per chunk, in any order;
+            by default one after the other in this process, since each one uses all cores already.
         chunks: how many there should be at least, where they would not be too small.
         decode_threads: images decoded at once per chunk; by default one per core.
         cache: a folder of this machine in which the index is kept, so that it need not be read from the store again.

@@ -9,7 +9,7 @@ import synthetic
 from pipeline import leases, stages
 from pipeline.artifacts import PrepareConfig
 from pipeline.errors import InvalidInput
-from pipeline.prepare import PrepareResult, one_by_one
+from pipeline.prepare import PrepareResult
 from pipeline.progress import Progress
 from pipeline.settings import Settings
 from pipeline.zones import Zones
@@ -22,7 +22,7 @@ def prepared(zones: Zones, home: Path, said: list[str], dataset: str = "cats") -
         said.append(progress.stage)
 
     settings = Settings(home=home)
-    return stages.prepare_dataset(settings, zones, dataset, PrepareConfig(), map_chunks=one_by_one, on_progress=hear)
+    return stages.prepare_dataset(settings, zones, dataset, PrepareConfig(), map_chunks=map, on_progress=hear)
 
 
 def test_a_second_preparation_waits_for_the_first_and_says_for_whom(tmp_path: Path) -> None:
