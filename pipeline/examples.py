@@ -15,6 +15,9 @@ from torch import Tensor
 
 from pipeline import augment
 
+MINIMUM_PART = 2
+"""Images of a batch that each rank has at least: one alone has no variance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

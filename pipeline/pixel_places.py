@@ -22,6 +22,7 @@ from pipeline.store import Store
 from pipeline.streamed import Streamed
 
 PLACED: tuple[Split, Split] = ("train", "validation")
+"""Those that a training sees; the test split is none of them."""
 JUDGED_SHARE = 4
 """The validation split has a quarter of the disk at most."""
 

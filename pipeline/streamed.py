@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline import datasets
 from pipeline.augment import generator_at
 from pipeline.errors import InvalidInput
-from pipeline.examples import Batch
+from pipeline.examples import MINIMUM_PART, Batch
 from pipeline.parts import starts
 from pipeline.pixel_file import PixelFile
 from pipeline.ranks import ALONE, Ranks
@@ -37,8 +37,6 @@ WINDOW = 256
 SAMPLED_SHARDS = 32
 MAPPED_AROUND = 64 << 10
 """What the system maps with an image that is read, in bytes."""
-MINIMUM_PART = 2
-"""Images of a batch that each rank has at least: one alone has no variance."""
 
 
 class Streamed:

@@ -24,10 +24,10 @@ from pipeline import augment, checkpoints, leases, model, training_runs
 from pipeline.artifacts import DatasetVersion, Split, TrainConfig, TrainingRun, utc_now
 from pipeline.datasets import LoadedSplit
 from pipeline.errors import InvalidInput, TrainingStopped
-from pipeline.examples import Examples, Resident
+from pipeline.examples import MINIMUM_PART, Examples, Resident
 from pipeline.learner import Learner, able, choose_device, keep_freed_memory, plan
 from pipeline.leases import Lease
-from pipeline.pixel_places import placed_splits
+from pipeline.pixel_places import PLACED, placed_splits
 from pipeline.progress import OnProgress, Progress, silent
 from pipeline.ranks import ALONE, Ranks
 from pipeline.shared_examples import Shared
@@ -37,9 +37,6 @@ from pipeline.streamed import Streamed
 from pipeline.training_loop import SAVE_EVERY_S, Desk, Training
 from pipeline.zones import Zones
 
-SPLITS: tuple[Split, Split] = ("train", "validation")
-MINIMUM_PART = 2
-"""Images of a batch that each rank has at least: one alone has no variance."""
 WAIT, BEGIN, FINISHED = "wait", "begin", "finished"
 """What the first rank says to the others, the last two with the training run's id."""
 
@@ -276,7 +273,7 @@ def begin(
         model.set_normalisation(net, *statistics(torch.from_numpy(sample_of(splits["train"], group)), group))
     learner = Learner(net, config, able(net, device, few), ranks=group, images_at_once=images_at_once)
     learner.settle(few)
-    training, validation = (_on(learner.device, splits[split], group, work.epochs) for split in SPLITS)
+    training, validation = (_on(learner.device, splits[split], group, work.epochs) for split in PLACED)
     return Training(desk, learner, work, config, training=training, validation=validation, ranks=group)
 
 
