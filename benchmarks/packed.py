@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import DatasetVersion, PixelSpec
-from pipeline.shards import ShardWriter
-from pipeline.split_layout import SplitLayout
+from pipeline.shards import DIGEST_BYTES, ShardWriter
+from pipeline.split_layout import SplitLayout, arranged
 from pipeline.store import Store
 
 DATASET = "streaming"
@@ -36,9 +36,6 @@ def packed(store: Store, pixels: NDArray[np.uint8], labels: NDArray[np.int64], r
     places = [writer.locations[digest] for digest in digests]
     names = sorted(writer.shards)
     shard = np.searchsorted(np.array(names, "S32"), np.array([place.shard for place in places], "S32"))
-    row = np.array([place.row for place in places], np.int32)
-    order = np.lexsort((row, shard))
-    starts = np.searchsorted(shard[order], np.arange(len(names) + 1))
-    joined = (b"".join(digests[at] for at in part) for part in np.split(order, starts[1:-1]))
-    proofs = tuple(hashlib.sha256(each).digest() for each in joined)
-    return SplitLayout(version, tuple(names), starts, row[order], labels[order], proofs)
+    row = np.array([place.row for place in places])
+    joined = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    return arranged(version, names, shard=shard, row=row, label=labels, digest=joined)

@@ -5,7 +5,9 @@ slice. A row's own proof is the SHA-256 of its image; of these, the SHA-256 of e
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,16 +70,44 @@ def layout_of(store: Store, version: DatasetVersion, split: Split) -> SplitLayou
     rank = {name: number for number, name in enumerate(names)}
     ranks = np.array([rank.get(name, -1) for name in values(shard.dictionary)], np.int64)
     number = ranks[shard.indices.to_numpy()] if len(images) else np.empty(0, np.int64)
-    row = images["row"].to_numpy()
-    order = np.lexsort((row, number))
-    starts = np.searchsorted(number[order], np.arange(len(names) + 1))
-    digests = np.split(digests_of(images["digest"])[order], starts[1:-1]) if names else []
+    return arranged(
+        version,
+        names,
+        shard=number,
+        row=images["row"].to_numpy(),
+        label=images["label"].to_numpy(),
+        digest=digests_of(images["digest"]),
+    )
+
+
+def arranged(
+    version: DatasetVersion,
+    names: Sequence[bytes],
+    *,
+    shard: NDArray[np.integer[Any]],
+    row: NDArray[np.integer[Any]],
+    label: NDArray[np.integer[Any]],
+    digest: NDArray[np.uint8],
+) -> SplitLayout:
+    """The layout of N images that come in any order.
+
+    Args:
+        version: whose split it is.
+        names: of the shards, in order.
+        shard: (N,), the number of each image's shard among ``names``.
+        row: (N,), where it is in its shard.
+        label: (N,), its class index.
+        digest: (N, 32), its SHA-256.
+    """
+    order = np.lexsort((row, shard))
+    starts = np.searchsorted(shard[order], np.arange(len(names) + 1))
+    digests = np.split(digest[order], starts[1:-1]) if names else []
     return SplitLayout(
         version=version,
         names=tuple(names),
         starts=starts,
         rows=row[order].astype(np.int32),
-        labels=images["label"].to_numpy()[order].astype(np.int64),
+        labels=label[order].astype(np.int64),
         proofs=tuple(hashlib.sha256(part.tobytes()).digest() for part in digests),
     )
 
