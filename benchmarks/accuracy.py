@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from obstore.store import MemoryStore
 
+from benchmarks.in_memory import DATASET
 from pipeline import checkpoints, fashion_mnist, model, train, training_runs
-from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
+from pipeline.artifacts import Split, TrainConfig
 from pipeline.datasets import LoadedSplit
 from pipeline.fashion_mnist import Part
 from pipeline.progress import plain_lines
 from pipeline.store import Store
 from pipeline.training_loop import Desk
 
-PIXELS = PixelSpec(height=28, width=28, channels=1)
 CPU = torch.device("cpu")
 BUDGETS: dict[str, dict[str, int]] = {"60 s": {}, "180 s": {"width": 32, "epochs": 16, "shift": 1}}
 """What is trained within each time, where it is not the default configuration."""
@@ -61,13 +61,10 @@ def measure(parts: dict[Split, Part], config: TrainConfig) -> Outcome:
     """Train, print what came out, and return it."""
     store = Store(MemoryStore(), "memory://checkpoints")
     splits = held_out(*parts["train"])
-    dataset = DatasetVersion(
-        dataset=fashion_mnist.NAME, version="0" * 16, classes=fashion_mnist.CLASSES, pixels=PIXELS, counts={}
-    )
     began, used = time.perf_counter(), time.process_time()
     with training_runs.acquire(store, "run") as lease, torch.random.fork_rng([]):
         desk = Desk(store, lease, "run", plain_lines(print, interval_s=10.0), train.never)
-        training = train.begin(desk, dataset, config, splits, device=CPU)
+        training = train.begin(desk, DATASET, config, splits, device=CPU)
         training.run()
     seconds = time.perf_counter() - began
     cores = (time.process_time() - used) / seconds

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -27,15 +27,14 @@ import torch
 from numpy.typing import NDArray
 from obstore.store import MemoryStore
 
+from benchmarks.in_memory import DATASET, held
 from pipeline import fashion_mnist, ranks, train, training_runs
-from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
+from pipeline.artifacts import Split, TrainConfig
 from pipeline.datasets import LoadedSplit
-from pipeline.parts import part_of
 from pipeline.progress import silent
 from pipeline.store import Store
 from pipeline.training_loop import Desk
 
-PIXELS = PixelSpec(height=28, width=28, channels=1)
 KINDS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "2 x 1": (2, 1)}
 """Processes and threads of each."""
 REFERENCE = "1 x 2"
@@ -101,17 +100,14 @@ def epoch(cache: Path, count: int, batch_size: int) -> None:
     """One rank's epoch; the first one prints it."""
     images, labels = (part[:count] for part in fashion_mnist.load(cache)["train"])
     config = TrainConfig(epochs=1, batch_size=batch_size)
-    dataset = DatasetVersion(
-        dataset=fashion_mnist.NAME, version="0" * 16, classes=fashion_mnist.CLASSES, pixels=PIXELS, counts={}
-    )
     store = Store(MemoryStore(), "memory://checkpoints")
     with ranks.joined(os.environ) as group, training_runs.acquire(store, "run") as lease:
         splits: dict[Split, LoadedSplit] = {
-            "train": held(images, labels, group),
-            "validation": held(images[:0], labels[:0], group),
+            "train": part_held(images, labels, group),
+            "validation": part_held(images[:0], labels[:0], group),
         }
         desk = Desk(store, lease if group.first else None, "run", silent, train.never)
-        training = train.begin(desk, dataset, config, splits, device=torch.device("cpu"), group=group)
+        training = train.begin(desk, DATASET, config, splits, device=torch.device("cpu"), group=group)
         began = time.process_time()
         training.run()
         cpu_s = group.summed(torch.tensor([time.process_time() - began])).item()
@@ -120,15 +116,14 @@ def epoch(cache: Path, count: int, batch_size: int) -> None:
         print(json.dumps({"images_per_s": line.images_per_s, "cpu_us": 1e6 * cpu_s / count, "loss": line.train_loss}))
 
 
-def held(images: NDArray[np.uint8], labels: NDArray[np.uint8], group: ranks.Ranks) -> LoadedSplit:
+def part_held(images: NDArray[np.uint8], labels: NDArray[np.uint8], group: ranks.Ranks) -> LoadedSplit:
     """The part of the images that a rank holds: shards lie in no order of the images, so these are any."""
-    count = len(labels)
-    pixels, classes, digests = images[..., None].copy(), labels.astype(np.int64), np.zeros((count, 32), np.uint8)
+    whole = held(images, labels)
     if not group.several:
-        return LoadedSplit(pixels, classes, digests)
-    places = np.random.default_rng(0).permutation(count)
-    order = np.argsort(places)[part_of(count, group.rank, group.world)]
-    return LoadedSplit(pixels[order], classes, digests, None, places)
+        return whole
+    places = np.random.default_rng(0).permutation(len(labels))
+    order = np.argsort(places)[group.part(len(labels))]
+    return replace(whole, pixels=whole.pixels[order], places=places)
 
 
 if __name__ == "__main__":

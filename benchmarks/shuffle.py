@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from obstore.store import MemoryStore
 from torch import Tensor
 
+from benchmarks.in_memory import DATASET, held
 from benchmarks.packed import packed
 from pipeline import augment, evaluate, fashion_mnist, train, training_runs
-from pipeline.artifacts import DatasetVersion, PixelSpec, TrainConfig
+from pipeline.artifacts import TrainConfig
 from pipeline.datasets import LoadedSplit
 from pipeline.progress import silent
 from pipeline.shard_window import slots_for
@@ -100,7 +101,7 @@ class Trial:
         """Share of the test images that are answered right after training so, by the product's loop."""
         config = TrainConfig(epochs=self.epochs, seed=seed)
         if not window:
-            return self._trained(_held(self.pixels, self.labels), config)
+            return self._trained(held(self.pixels, self.labels), config)
         store = Store(MemoryStore(), "memory://datasets")
         layout = packed(store, self.pixels, self.labels, ROWS)
         room = slots_for(window // 2) * ROWS * self.pixels[0].size
@@ -109,20 +110,10 @@ class Trial:
 
     def _trained(self, images: LoadedSplit | Streamed, config: TrainConfig) -> float:
         store = Store(MemoryStore(), "memory://checkpoints")
-        splits = {"train": images, "validation": _held(self.pixels[:0], self.labels[:0])}
+        splits = {"train": images, "validation": held(self.pixels[:0], self.labels[:0])}
         with training_runs.acquire(store, "run") as lease, torch.random.fork_rng([]):
             desk = Desk(store, lease, "run", silent, train.never)
-            training = train.begin(desk, _dataset(), config, splits, device=CPU)
+            training = train.begin(desk, DATASET, config, splits, device=CPU)
             training.run()
         probabilities = evaluate.predict(training.learner.model, self.test[0][..., None].copy(), CPU)
         return float((probabilities.argmax(1) == self.test[1]).mean())
-
-
-def _held(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> LoadedSplit:
-    return LoadedSplit(pixels, labels, np.zeros((len(labels), 32), np.uint8))
-
-
-def _dataset() -> DatasetVersion:
-    spec = PixelSpec(height=28, width=28, channels=1)
-    classes = fashion_mnist.CLASSES
-    return DatasetVersion(dataset=fashion_mnist.NAME, version="0" * 16, classes=classes, pixels=spec, counts={})

@@ -39,8 +39,9 @@ from pydantic import TypeAdapter
 from torch import nn
 from torchvision import datasets, transforms
 
+from benchmarks.in_memory import DATASET, held
 from pipeline import augment, fashion_mnist, model, train, training_runs
-from pipeline.artifacts import DatasetVersion, PixelSpec, Split, TrainConfig
+from pipeline.artifacts import Split, TrainConfig
 from pipeline.datasets import LoadedSplit
 from pipeline.fashion_mnist import Part
 from pipeline.learner import Learner
@@ -48,7 +49,6 @@ from pipeline.progress import silent
 from pipeline.store import Store
 from pipeline.training_loop import Desk
 
-PIXELS = PixelSpec(height=28, width=28, channels=1)
 CPU = torch.device("cpu")
 SHIFT = 4
 FILES = 10_000
@@ -128,20 +128,13 @@ def ours(network: str, cache: Path) -> Speed:
 def _trained(network: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     """Train for one epoch as the product does, with nothing held out."""
     config = TrainConfig(epochs=1, shift=SHIFT)
-    splits: dict[Split, LoadedSplit] = {"train": _split(images, labels), "validation": _split(images[:0], labels[:0])}
-    dataset = DatasetVersion(
-        dataset=fashion_mnist.NAME, version="0" * 16, classes=fashion_mnist.CLASSES, pixels=PIXELS, counts={}
-    )
+    splits: dict[Split, LoadedSplit] = {"train": held(images, labels), "validation": held(images[:0], labels[:0])}
     store = Store(MemoryStore(), "memory://checkpoints")
     with training_runs.acquire(store, "run") as lease:
         desk = Desk(store, lease, "run", silent, train.never)
-        training = train.begin(desk, dataset, config, splits, device=CPU)
+        training = train.begin(desk, DATASET, config, splits, device=CPU)
         training.learner = Learner(NETWORKS[network](), config, CPU)
         training.run()
-
-
-def _split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> LoadedSplit:
-    return LoadedSplit(images[..., None].copy(), labels.astype(np.int64), np.zeros((len(labels), 32), np.uint8))
 
 
 def _augmentation_us(pixels: torch.Tensor) -> float:
@@ -190,7 +183,7 @@ def _cpu_seconds() -> float:
 
 def default_network() -> model.Classifier:
     """What ``safelight train`` trains by default."""
-    return model.build(TrainConfig().architecture, len(fashion_mnist.CLASSES), PIXELS)
+    return model.build(TrainConfig().architecture, len(DATASET.classes), DATASET.pixels)
 
 
 def two_convolutions() -> model.Classifier:
