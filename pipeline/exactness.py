@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-ALONE = {"processes": "1", "images at once": "all"}
+UNRECORDED = {"processes": "1", "images at once": "all"}
 """What held before these were recorded."""
 
 
@@ -38,7 +38,7 @@ def environment(
 
 def doubts_of(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Why a run that was interrupted ``then`` and is resumed ``now`` may end otherwise than without interruption."""
-    then, now = ALONE | dict(then), ALONE | dict(now)
+    then, now = UNRECORDED | dict(then), UNRECORDED | dict(now)
     changed = [
         f"{name} was {then.get(name, 'unknown')} and is {now.get(name, 'unknown')}"
         for name in sorted(then.keys() | now.keys())
