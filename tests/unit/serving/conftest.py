@@ -1,10 +1,11 @@
-"""A registry in memory, and the inference server on it."""
+"""A registry in memory and the inference server on it; and a server without a model, for its connections."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import httpx
 import pytest
+from bounded_server import BoundedServer, bounded_server
 from live_server import Registry, Serve, serving, wait_until
 
 from pipeline.settings import Settings
@@ -32,6 +33,13 @@ def client() -> Iterator[httpx.Client]:
     with serving(models, {}) as client:
         wait_until(lambda: client.get("/v2/health/ready").is_success)
         yield client
+
+
+@pytest.fixture
+def server() -> Iterator[BoundedServer]:
+    """A server without a model, with room for twenty connections and bodies of 1 MiB."""
+    with bounded_server() as found:
+        yield found
 
 
 def _registry() -> Registry:
