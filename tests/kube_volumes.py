@@ -104,7 +104,7 @@ def environment(objects: Objects, pod: Object, container: Object) -> dict[str, s
     for each in container.get("env", ()):
         value = _value(objects, pod, each)
         if value is not None:
-            found[each["name"]] = expanded(value, found)
+            found[each["name"]] = value if "valueFrom" in each else expanded(value, found)
     return found
 
 
@@ -121,8 +121,8 @@ def contents(objects: Objects, pod: Object, kind: str, name: str) -> dict[str, b
 
 
 def expanded(text: str, known: Mapping[str, str]) -> str:
-    """A text with ``$(NAME)`` replaced where it is known."""
-    return re.sub(r"\$\(([^)]+)\)", lambda found: known.get(found[1], found[0]), text).replace("$$", "$")
+    """A text with ``$(NAME)`` replaced where it is known; ``$$`` is one ``$``, so ``$$(NAME)`` is none of them."""
+    return re.sub(r"\$\$|\$\(([^)]+)\)", lambda found: known.get(found[1], found[0]) if found[1] else "$", text)
 
 
 def rewritten(text: str, paths: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from kube_api import Cluster
 from kube_containers import Launch, Program
 from kube_node import Node
 from kube_refusals import Refused
+from kube_volumes import environment
 from live_server import wait_until
 
 JOB: dict[str, Any] = {
@@ -232,6 +233,19 @@ def test_what_is_mounted_follows_its_config_map(cluster: Cluster) -> None:
     wait_until(lambda: len(cluster.addresses("web")) == 2, 30)
     cluster.apply([PAGE | {"data": {"index.html": "two"}}])
     wait_until(lambda: {_page(address) for address in cluster.addresses("web")} == {"two"}, 30)
+
+
+def test_only_what_a_pod_says_itself_is_expanded(cluster: Cluster) -> None:
+    """A manifest's value may speak of other variables; a Secret's reaches the container as it is."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "odd"}, "stringData": {"key": "a$$b$(CODE)"}}
+    cluster.apply([secret])
+    env = [
+        {"name": "CODE", "value": "0"},
+        {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "odd", "key": "key"}}},
+        {"name": "SAID", "value": "$(CODE) $$(CODE) $(NOBODY) $HOME"},
+    ]
+    found = environment(cluster.objects_, {"metadata": {"namespace": cluster.namespace}}, {"env": env})
+    assert found == {"CODE": "0", "SECRET": "a$$b$(CODE)", "SAID": "0 $(CODE) $(NOBODY) $HOME"}
 
 
 def test_of_two_who_change_an_object_one_has_to_read_it_again(cluster: Cluster) -> None:
