@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -159,11 +159,11 @@ class Running:
                 return
             self.process.wait()
 
-    def execute(self, command: Mapping[str, str] | list[str], timeout_s: float) -> tuple[int, str]:
+    def execute(self, command: Sequence[str], timeout_s: float) -> tuple[int, str]:
         """Run a command where the container runs."""
         if self.program is None:
             return 126, "the container does not run"
-        return kube_probes.run(list(command), self.program.env, str(self.folder), timeout_s)
+        return kube_probes.run(command, self.program.env, str(self.folder), timeout_s)
 
     def status(self, image: str) -> Object:
         """As the pod's status tells it."""
@@ -244,9 +244,13 @@ class Running:
             self._begin(liveness, lives, ended)
 
     def _begin(self, wanted: Object, tell: Callable[[bool, str], None], ended: threading.Event) -> None:
-        kube_probes.Probe(
-            wanted, self.wanted.get("ports", ()), self.address, execute=self.execute, tell=tell, ended=ended
-        )
+        threading.Thread(
+            target=kube_probes.keep_asking,
+            args=(wanted, self.wanted.get("ports", ()), self.address),
+            kwargs={"execute": self.execute, "tell": tell, "ended": ended},
+            name="probe",
+            daemon=True,
+        ).start()
 
     def _give_up(self, ended: threading.Event, which: str, why: str) -> None:
         """End a container that failed a probe; it is started again as its pod says."""

@@ -14,41 +14,30 @@ Execute = Callable[[Sequence[str], float], tuple[int, str]]
 """Runs a command beside a container, for so many seconds at most: its status, and what it said."""
 
 
-class Probe:
-    """One probe of a running container, again and again in a thread of its own until the container has ended."""
+def keep_asking(
+    wanted: Object,
+    ports: Sequence[Object],
+    address: str,
+    *,
+    execute: Execute,
+    tell: Callable[[bool, str], None],
+    ended: threading.Event,
+) -> None:
+    """Carry out a probe of a running container again and again, until the container has ended.
 
-    def __init__(
-        self,
-        wanted: Object,
-        ports: Sequence[Object],
-        address: str,
-        *,
-        execute: Execute,
-        tell: Callable[[bool, str], None],
-        ended: threading.Event,
-    ) -> None:
-        """``tell`` hears of each change: whether it is fulfilled now, and why not."""
-        self._wanted = wanted
-        self._ports = ports
-        self._address = address
-        self._execute = execute
-        self._tell = tell
-        self._ended = ended
-        threading.Thread(target=self._run, name="probe", daemon=True).start()
-
-    def _run(self) -> None:
-        wanted = self._wanted
-        row, last = 0, None
-        self._ended.wait(wanted.get("initialDelaySeconds", 0))
-        while not self._ended.is_set():
-            began = time.monotonic()
-            why = ask(wanted, self._ports, self._address, self._execute)
-            fine = why is None
-            row = row + 1 if fine == last else 1
-            last = fine
-            if row == wanted["successThreshold" if fine else "failureThreshold"]:
-                self._tell(fine, why or "")
-            self._ended.wait(max(0.0, wanted["periodSeconds"] - (time.monotonic() - began)))
+    ``tell`` hears of each change: whether it is fulfilled now, and why not.
+    """
+    row, last = 0, None
+    ended.wait(wanted.get("initialDelaySeconds", 0))
+    while not ended.is_set():
+        began = time.monotonic()
+        why = ask(wanted, ports, address, execute)
+        fine = why is None
+        row = row + 1 if fine == last else 1
+        last = fine
+        if row == wanted["successThreshold" if fine else "failureThreshold"]:
+            tell(fine, why or "")
+        ended.wait(max(0.0, wanted["periodSeconds"] - (time.monotonic() - began)))
 
 
 def ask(wanted: Object, ports: Sequence[Object], address: str, execute: Execute) -> str | None:
