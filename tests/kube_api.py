@@ -29,10 +29,8 @@ import yaml
 from kube_access import ADMIN, Access, account
 from kube_node import Node, Nodes
 from kube_objects import Object, Objects
-from kube_patches import applied
 from kube_refusals import Refused, not_built
 from kube_resources import BY_KIND, of
-from kube_schemas import schema_of
 from kube_server import Api
 
 ROUND_S = 0.2
@@ -112,18 +110,7 @@ class Cluster:
             if resource is None:
                 raise not_built(f"kind {manifest.get('kind')} of {manifest.get('apiVersion')}")
             namespace = manifest["metadata"].get("namespace", self.namespace) if resource.namespaced else ""
-            name = manifest["metadata"]["name"]
-            with self.objects_.changed:
-                try:
-                    live = self.objects_.get(resource, namespace, name)
-                except Refused:
-                    made = self.objects_.create(resource, namespace, manifest)
-                    self.api.registry.applied[made["metadata"]["uid"], "tests"] = manifest
-                    continue
-                key = (live["metadata"]["uid"], "tests")
-                changed = applied(live, manifest, self.api.registry.applied.get(key, {}), schema_of(resource))
-                self.objects_.update(resource, namespace, name, changed)
-                self.api.registry.applied[key] = manifest
+            self.api.registry.apply(resource, namespace, manifest, "tests")
 
     def get(self, kind: str, name: str) -> Object:
         """An object.

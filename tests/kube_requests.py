@@ -1,5 +1,6 @@
 """Requests to the Kubernetes API of the tests, carried out: paths to verbs, verbs to what happens to the objects."""
 
+import copy
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,28 @@ class Registry:
         }[request.verb]
         return how(call, request)
 
+    def apply(
+        self, resource: Resource, namespace: str, wanted: Object, manager: str, *, dry_run: bool = False
+    ) -> tuple[int, Object]:
+        """Create an object, or make it what an applier wants now; 201 or 200, and the object.
+
+        Raises:
+            Refused: it is not valid.
+        """
+        name = wanted["metadata"]["name"]
+        with self.objects.changed:
+            try:
+                live = self.objects.get(resource, namespace, name)
+            except kube_refusals.Refused:
+                status, done = 201, self.objects.create(resource, namespace, wanted, dry_run=dry_run)
+            else:
+                before = self.applied.get((live["metadata"]["uid"], manager), {})
+                changed = kube_patches.applied(live, wanted, before, schema_of(resource))
+                status, done = 200, self.objects.update(resource, namespace, name, changed, dry_run=dry_run)
+            if not dry_run:
+                self.applied[done["metadata"]["uid"], manager] = copy.deepcopy(wanted)
+        return status, done
+
     def _get(self, call: Call, request: Request) -> tuple[int, Object]:
         del call
         found = self.objects.get(request.resource, request.namespace, request.name)
@@ -177,19 +200,10 @@ class Registry:
         manager = call.query.get("fieldManager")
         if not manager or request.subresource:
             raise kube_refusals.bad_request("fieldManager is required for apply patch, of an object")
-        resource, name = request.resource, request.name
-        if name not in {each["metadata"]["name"] for each in self.objects.each(resource)
-                        if each["metadata"].get("namespace", "") == request.namespace}:  # fmt: skip
-            made = self.objects.create(resource, request.namespace, wanted, dry_run=call.dry_run)
-            self.applied[made["metadata"]["uid"], manager] = wanted
-            return 201, made
-        live = self.objects.get(resource, request.namespace, name)
-        key = (live["metadata"]["uid"], manager)
-        changed = kube_patches.applied(live, wanted, self.applied.get(key, {}), schema_of(resource))
-        done = self.objects.update(resource, request.namespace, name, changed, dry_run=call.dry_run)
-        if not call.dry_run:
-            self.applied[key] = wanted
-        return 200, done
+        metadata = wanted.setdefault("metadata", {})
+        if metadata.setdefault("name", request.name) != request.name:
+            raise kube_refusals.bad_request("the name of the object does not match the name on the URL")
+        return self.apply(request.resource, request.namespace, wanted, manager, dry_run=call.dry_run)
 
     def _delete(self, call: Call, request: Request) -> tuple[int, Object]:
         options = _options(call)
