@@ -57,15 +57,14 @@ def _step(objects: Objects, job: Object) -> None:
     if spec.get("podReplacementPolicy", "TerminatingOrFailed") == "Failed":
         active += leaving  # not replaced, nor counted, before they have ended
         leaving = []
-    done = sorted({_index(each) for each in succeeded}) if spec["completionMode"] == "Indexed" else succeeded
+    over = {_index(each) for each in succeeded}
+    done = len(over) if spec["completionMode"] == "Indexed" else status.get("succeeded", 0)
     why = _failure(job, leaving, active)
-    if spec["completionMode"] != "Indexed":
-        done = [*range(status.get("succeeded", 0))]
-    complete = len(done) >= spec["completions"] if "completions" in spec else bool(done) and not active
+    complete = done >= spec["completions"] if "completions" in spec else done > 0 and not active
     if why or spec["suspend"]:
         _end_pods(objects, active)
     elif not complete:
-        _make(objects, job, active, {_index(each) for each in succeeded}, failed, done=len(done))
+        _make(objects, job, active, over, failed, done=done)
     _say(objects, job, why, complete=complete)
 
 
@@ -124,6 +123,8 @@ def _make(
 ) -> None:
     """Create the pods that are missing."""
     spec = job["spec"]
+    if "completions" not in spec and done:
+        return  # the first that succeeds says that there is no more work; the others may end theirs
     wanted = min(spec["parallelism"], spec["completions"] - done) if "completions" in spec else spec["parallelism"]
     if failed and not active and _pausing(failed):
         return

@@ -151,6 +151,16 @@ def test_a_job_that_fails_is_tried_again_and_then_given_up(cluster: Cluster) -> 
     assert status["conditions"][-1]["reason"] == "BackoffLimitExceeded"
 
 
+def test_a_job_without_a_number_starts_nothing_new_once_one_has_succeeded(cluster: Cluster) -> None:
+    """Its pods share a queue of work: the first that finds it empty ends the Job with those that still run."""
+    job = changed(JOB)
+    job["spec"]["parallelism"] = 2
+    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", f"mkdir {cluster.folder}/one || sleep 1"]
+    cluster.apply([job])
+    kubectl(cluster, "wait", "--for=condition=complete", "job/hello", "--timeout=30s")
+    assert len(cluster.objects("Pod")) == cluster.get("Job", "hello")["status"]["succeeded"] == 2
+
+
 def test_unknown_fields_and_impossible_objects_are_refused(cluster: Cluster) -> None:
     """In the words of a real API; nothing is stored."""
     unknown = changed(JOB)
