@@ -103,7 +103,8 @@ def _service(new: dict[str, Any]) -> None:
     spec = new["spec"]
     _set(spec, type="ClusterIP", sessionAffinity="None", internalTrafficPolicy="Cluster")
     if "clusterIP" not in spec and spec["type"] != "ExternalName":
-        spec["clusterIP"] = f"10.96.{next(_addresses) // 250}.{next(_addresses) % 250 + 1}"
+        third, last = divmod(next(_addresses), 250)
+        spec["clusterIP"] = f"10.96.{third}.{last + 1}"
     if "clusterIP" in spec:
         _set(spec, clusterIPs=[spec["clusterIP"]], ipFamilies=["IPv4"], ipFamilyPolicy="SingleStack")
     for port in spec.get("ports", ()):
