@@ -1,4 +1,4 @@
-"""Inference servers and object stores that a test may stop; a browser before a server's page."""
+"""Inference servers and object stores that a test may stop; a browser before a page; a Deployment on Kubernetes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -6,13 +6,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import kube_target
 import pytest
 import tiny_models
 from browsing import Files, OpenPage, chromium
+from kube_serving import settled
+from kube_target import Target
 from playwright.sync_api import Browser, Page
 from serving_process import Serving, Start, started
 
 from pipeline import embedded_store, images
+from pipeline.artifacts import ModelVersion
 from pipeline.settings import Settings
 from pipeline.zones import reachable
 
@@ -80,3 +84,22 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         context.close()
     assert not [url for url in asked if not url.startswith(tuple(allowed))]
     assert not failed
+
+
+@pytest.fixture(scope="module")
+def target(shared_zone_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Target ``kubernetes``: two replicas that follow the alias, of a model that has no version yet."""
+    with kube_target.started(tmp_path_factory.mktemp("kube"), shared_zone_settings) as target:
+        yield target
+
+
+@pytest.fixture
+def deployed(target: Target) -> ModelVersion:
+    """The version that is live, in one replica."""
+    target.kubectl("scale", "deployment/serving", "--replicas=1")
+    if (live := target.pinned()) is None or live != target.champion():
+        version = target.version()
+        target.deploy(version)
+        live = version.version
+    settled(target.cluster)
+    return ModelVersion(model=kube_target.MODEL, version=live)
