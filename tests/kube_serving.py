@@ -13,6 +13,7 @@ import httpx
 import kube_api
 import kube_images
 import manifests
+from at_work import at_work
 from kube_api import Cluster
 from kube_containers import Image
 from kube_node import Node
@@ -127,9 +128,9 @@ def versions(cluster: Cluster, model: str) -> list[str | None]:
 @contextmanager
 def clients(cluster: Cluster, picture: bytes, number: int = 2) -> Iterator[Clients]:
     """Clients that ask, one image after the other, a pod that the Service would choose."""
-    seen, stop = Clients(), threading.Event()
+    seen = Clients()
 
-    def ask() -> None:
+    def ask(stop: threading.Event) -> None:
         for turn in count():
             if stop.is_set():
                 return
@@ -141,15 +142,8 @@ def clients(cluster: Cluster, picture: bytes, number: int = 2) -> Iterator[Clien
             seen.answers.append(_asked(addresses[turn % len(addresses)], picture))
             stop.wait(0.01)
 
-    threads = [threading.Thread(target=ask) for _ in range(number)]
-    for each in threads:
-        each.start()
-    try:
+    with at_work([ask] * number):
         yield seen
-    finally:
-        stop.set()
-        for each in threads:
-            each.join()
 
 
 def settled(cluster: Cluster) -> None:

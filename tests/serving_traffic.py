@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import tiny_models
+from at_work import at_work
 from serving_process import MODEL, PNG, Serving
 
 from pipeline.artifacts import ModelVersion
@@ -66,9 +67,9 @@ def traffic(server: Serving, zones: Zones, versions: Sequence[ModelVersion], cli
     for number, each in enumerate(versions):
         model = OnnxModel(zones.models.get(f"{MODEL}/{each.version}/model.onnx"))
         expected[each.version] = number, float(model.probabilities(tiny_models.picture(5)[None]).max())
-    seen, stop = Traffic(), threading.Event()
+    seen = Traffic()
 
-    def send() -> None:
+    def send(stop: threading.Event) -> None:
         with httpx.Client(base_url=server.client.base_url, trust_env=False, timeout=30) as client:
             while not stop.is_set():
                 sent = time.monotonic()
@@ -83,12 +84,5 @@ def traffic(server: Serving, zones: Zones, versions: Sequence[ModelVersion], cli
                     seen.wrong.append(answer.text)
                 seen.answers.append(Answer(sent, time.monotonic(), number))
 
-    senders = [threading.Thread(target=send) for _ in range(clients)]
-    for sender in senders:
-        sender.start()
-    try:
+    with at_work([send] * clients):
         yield seen
-    finally:
-        stop.set()
-        for sender in senders:
-            sender.join()

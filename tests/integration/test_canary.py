@@ -13,6 +13,7 @@ from functools import partial
 import httpx
 import pytest
 import tiny_models
+from at_work import at_work
 from deployable import register
 from live_server import wait_until
 from serving_process import MODEL, Serving, started
@@ -134,10 +135,10 @@ class Clients:
 @contextmanager
 def clients(shop: Shop, callers: int = 40) -> Iterator[Clients]:
     """One thread for each replica that asks about pictures, dark ones among them, in the name of many callers."""
-    seen, stop = Clients(), threading.Event()
+    seen = Clients()
     pictures = [images.encode_png(tiny_models.picture(each, 20, 24) // (20 if each % 2 else 1)) for each in range(20)]
 
-    def send(server: Serving) -> None:
+    def send(server: Serving, stop: threading.Event) -> None:
         with httpx.Client(base_url=server.client.base_url, trust_env=False, timeout=30) as client:
             number = 0
             while not stop.is_set():
@@ -150,15 +151,8 @@ def clients(shop: Shop, callers: int = 40) -> Iterator[Clients]:
                 else:
                     seen.wrong.append(f"{answer.status_code} {answer.text}")
 
-    threads = [threading.Thread(target=send, args=(server,)) for server in shop.servers]
-    for each in threads:
-        each.start()
-    try:
+    with at_work([partial(send, server) for server in shop.servers]):
         yield seen
-    finally:
-        stop.set()
-        for each in threads:
-            each.join()
 
 
 def test_a_good_challenger_gets_all(shop: Shop) -> None:

@@ -2,6 +2,7 @@ import os
 import threading
 
 import pytest
+from at_work import at_work
 from live_server import MODEL, Registry, ReplicaByHand, wait_until
 
 from pipeline.artifacts import ModelVersion
@@ -148,21 +149,16 @@ def test_a_swap_in_the_middle_of_a_look_up_is_noticed(models: Registry) -> None:
     versions = [models.register(seed) for seed in (1, 2)]
     models.point_at(versions[0])
     replica.look()
-    stop, seen = threading.Event(), set()
+    seen = set()
 
-    def read() -> None:
+    def read(stop: threading.Event) -> None:
         while not stop.is_set():
             live = replica.participants[0].live()
             seen.add(live.manifest.version if live else None)
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    for number in range(20):
-        models.point_at(versions[(number + 1) % 2])
-        replica.look()
-    wait_until(lambda: len(seen) == 2)
-    stop.set()
-    for reader in readers:
-        reader.join()
+    with at_work([read] * 4):
+        for number in range(20):
+            models.point_at(versions[(number + 1) % 2])
+            replica.look()
+        wait_until(lambda: len(seen) == 2)
     assert seen == {each.version for each in versions}
