@@ -93,22 +93,12 @@ def read(target: Target) -> Object:
 
 def pods(target: Target, deployment: Object) -> list[Object]:
     """All pods that the Deployment's selector finds."""
-    chosen = _selector(deployment)
-    found = _asked(
-        target,
-        lambda options: target.pods_api.list_namespaced_pod(target.namespace, label_selector=chosen, **options),
-    )
-    return list(found["items"])
+    return _selected(target, deployment, target.pods_api.list_namespaced_pod)
 
 
 def replica_sets(target: Target, deployment: Object) -> list[Object]:
     """The Deployment's revisions, and what else its selector finds."""
-    chosen = _selector(deployment)
-    found = _asked(
-        target,
-        lambda options: target.apps.list_namespaced_replica_set(target.namespace, label_selector=chosen, **options),
-    )
-    return list(found["items"])
+    return _selected(target, deployment, target.apps.list_namespaced_replica_set)
 
 
 def patch(target: Target, body: dict[str, Any] | list[dict[str, Any]]) -> Object:
@@ -125,6 +115,13 @@ def patch(target: Target, body: dict[str, Any] | list[dict[str, Any]]) -> Object
             target.name, target.namespace, body, field_manager="safelight", _content_type=kind, **options
         ),
     )
+
+
+def _selected(target: Target, deployment: Object, listed: Callable[..., Any]) -> list[Object]:
+    """What a list of the API has that the Deployment's selector finds."""
+    chosen = _selector(deployment)
+    found = _asked(target, lambda options: listed(target.namespace, label_selector=chosen, **options))
+    return list(found["items"])
 
 
 def _selector(deployment: Object) -> str:
