@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from pipeline import stack_secrets
-from pipeline.errors import InvalidInput, InvalidSettings, SafelightError
+from pipeline.errors import InvalidInput, InvalidSettings, LocalServiceFailed, SafelightError
 from pipeline.private_files import private_folder
-from pipeline.secret_values import PREFECT_USER, SECRETS, Stack, weak_ones
+from pipeline.secret_values import SECRETS, Stack, weak_ones
 
 READERS = ("object-store", "store-init", "prefect-server", "prefect-init", "worker", "cli", "serving")
 """Each has a Secret of that name."""
@@ -24,6 +24,7 @@ DEPLOYMENTS = {"worker": "prefect-worker"}
 """What reads a Secret, where it is called otherwise. Flow runs read it at their start."""
 NOT_HERE = frozenset({"grafana", "database", "uploads", "events"})
 """Secrets of what runs in containers alone."""
+NOT_SHOWN = frozenset({"Grafana"})
 COMMANDS = "write, show, or rotate SECRET"
 
 
@@ -67,19 +68,12 @@ def shown(folder: Path) -> str:
 
     Raises:
         InvalidInput: nothing was made yet.
+        LocalServiceFailed: the folder is somebody else's.
     """
-    lines = {
-        "Prefect UI": (PREFECT_USER, "prefect_password"),
-        "store, people": ("people_access_key", "people_secret_key"),
-        "store, root": ("root_user", "root_password"),
-        "inference": ("X-API-Key", "people_api_key"),
-    }
     try:
-        return "\n".join(
-            f"{what:<14} {_user(folder, user):<16} {_value(folder, file)}" for what, (user, file) in lines.items()
-        )
+        return stack_secrets.shown(folder, without=NOT_SHOWN, made_by="make k8s-secrets")
     except OSError as error:
-        raise InvalidInput("There are no secrets yet: run `make k8s-secrets`, which makes them.") from error
+        raise LocalServiceFailed(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def main() -> None:
@@ -107,14 +101,6 @@ def _run(words: list[str], stack: Stack) -> None:
 def _make_folders(folder: Path) -> None:
     for name in (stack_secrets.ALL, *READERS):
         private_folder(folder / name)
-
-
-def _value(folder: Path, file: str) -> str:
-    return (folder / stack_secrets.ALL / file).read_text(encoding="utf-8").strip()
-
-
-def _user(folder: Path, user: str) -> str:
-    return _value(folder, user) if user.endswith(("_access_key", "_user")) else user
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import dataclasses
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,8 +133,10 @@ def rotate(root: Path, stack: Stack, name: str, value: str | None = None, *, giv
     return ("object-store", *secret.services) if by_file or tells else secret.services
 
 
-def shown(root: Path) -> str:
-    """What people need, and where.
+def shown(root: Path, *, without: Container[str] = (), made_by: str = "make up") -> str:
+    """What people need, and where: a line each, but for what is not there in this kind of stack.
+
+    ``made_by``: the command that makes secrets.
 
     Raises:
         InvalidInput: nothing was made yet.
@@ -147,9 +149,10 @@ def shown(root: Path) -> str:
         "inference": ("X-API-Key", "people_api_key"),
         "Grafana": (GRAFANA_USER, "grafana_password"),
     }
-    if any(file not in values for _, file in lines.values()):
-        raise InvalidInput("There are no secrets yet: run `make up`, which makes them.")
-    return "\n".join(f"{what:<14} {user:<16} {values[file]}" for what, (user, file) in lines.items())
+    here = {what: found for what, found in lines.items() if what not in without}
+    if any(file not in values for _, file in here.values()):
+        raise InvalidInput(f"There are no secrets yet: run `{made_by}`, which makes them.")
+    return "\n".join(f"{what:<14} {user:<16} {values[file]}" for what, (user, file) in here.items())
 
 
 def main() -> None:
