@@ -71,7 +71,7 @@ def completed(manifest: Manifest, place: Place) -> Manifest:
         InvalidSettings: it is to have the worker's image, and the worker is no pod.
     """
     pod = manifest["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+    container, *beside = pod["containers"]  # Prefect fills the first; a person's own template may have others
     wanted = container["image"]
     image = place.image if wanted == IMAGE_OF_THE_WORKER else wanted
     if image is None:
@@ -81,7 +81,7 @@ def completed(manifest: Manifest, place: Place) -> Manifest:
         )
     own = [each for each in container.get("env", []) if each["name"] not in SECRETS]
     kept = {name: value for name, value in pod.items() if name not in MISPLACED}
-    spec = {**kept, "containers": [{**container, "image": image, "env": own}]}
+    spec = {**kept, "containers": [{**container, "image": image, "env": own}, *beside]}
     return {
         **manifest,
         "metadata": {**manifest["metadata"], "namespace": place.namespace},

@@ -146,6 +146,15 @@ def test_the_image_is_the_workers_unless_another_one_was_chosen() -> None:
         job({}, Place("lab", None))
 
 
+def test_what_a_person_put_beside_the_run_stays() -> None:
+    """A second container of the pod is sent as the work pool's template has it, with an image of its own."""
+    manifest = job({})
+    beside = {"name": "vpn", "image": "vpn:1"}
+    manifest["spec"]["template"]["spec"]["containers"].append(beside)
+    sent = run_jobs.completed(manifest, PLACE)["spec"]["template"]["spec"]["containers"]
+    assert (sent[0]["image"], sent[1:]) == (PLACE.image, [beside])
+
+
 def test_a_job_is_made_in_the_workers_own_namespace() -> None:
     """Another one is out of its rights."""
     assert job({})["metadata"]["namespace"] == "lab"
