@@ -268,7 +268,8 @@ def _own(path: Path, uid: int | None, mode: int) -> None:
             os.chown(path, uid, uid)
         path.chmod(mode)
     except OSError as error:
-        raise LocalServiceFailed(f"{path} cannot be given to user {uid}: {error.strerror}.") from error
+        whose = "its owner alone" if uid is None else f"user {uid}"
+        raise LocalServiceFailed(f"{path} cannot be given to {whose}: {error.strerror}.") from error
 
 
 if __name__ == "__main__":
